@@ -1,0 +1,29 @@
+# Two commands on a machine with Python >= 3.11, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+PIPELINE := $(VENV)/bin/pipeline
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+# Runs again only when what is to be installed changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "patch-rebirth needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(PIPELINE) build --teacher digits_vit --bits w4a8 --effort quick --out runs/demo
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

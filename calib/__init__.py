@@ -1,0 +1,1 @@
+"""Images in, quantized torch model out."""

@@ -1,0 +1,1 @@
+"""Quantized model in; ONNX, engines, runtime sessions and their comparison out."""

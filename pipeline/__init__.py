@@ -1,0 +1,1 @@
+"""Recipe, stages, run folder, report and command line."""
