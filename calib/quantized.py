@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calib.scheme import LayerBits, QuantScheme, integer_range
 from inversion.errors import InputError
+from inversion.tensorfile import read_tensors, write_tensors
 
 FORMAT = "patch-rebirth.quantized/1"
 
@@ -58,20 +57,13 @@ class QuantizedWeights:
             "teacher_sha256": self.teacher_sha256,
             "layers": json.dumps({name: asdict(bits) for name, bits in sorted(self.layers.items())}),
         }
-        save_file({key: value.contiguous() for key, value in self.tensors.items()}, path, metadata)
+        write_tensors(path, self.tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> QuantizedWeights:
         """Raises `InputError` for a file that is not a whole, consistent `quantized.safetensors`."""
         mend = "make it again with `pipeline quantize`."
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{str(path)!r} is not a whole safetensors file ({error}): {mend}") from error
-        if metadata.get("format") != FORMAT:
-            raise InputError(f"{str(path)!r} is not of the format {FORMAT}: {mend}")
+        tensors, metadata = read_tensors(path, FORMAT, mend)
         try:
             layers = {name: LayerBits(**bits) for name, bits in json.loads(metadata["layers"]).items()}
             scheme = QuantScheme.parse(metadata["scheme"])

@@ -162,11 +162,15 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
+        raise InputError(
+            f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file."
+        )
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher.")
+            raise InputError(
+                f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher."
+            )
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -208,7 +212,12 @@ def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool) -> Vis
 def _timm_name(name: str) -> str:
     timm_name = ALIASES.get(name, name)
     if not timm.is_model(timm_name.split(".")[0]):
-        known = [*ALIASES, DIGITS_VIT, *timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")]
+        known = [
+            *ALIASES,
+            DIGITS_VIT,
+            *timm.list_models(module="vision_transformer"),
+            *timm.list_models(module="deit"),
+        ]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [*ALIASES, DIGITS_VIT]
         raise InputError(f"unknown teacher {name!r}: the nearest names are {', '.join(near)}.")
     return timm_name
@@ -222,7 +231,9 @@ def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
 
 
 def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
-    if not _hub_resolves():  # weights in the local cache still load; others fail at once, not after ten retries
+    if (
+        not _hub_resolves()
+    ):  # weights in the local cache still load; others fail at once, not after ten retries
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     # timm and its hub raise a different class for every way a download can fail
     try:
@@ -270,7 +281,9 @@ def _load_state(model: VisionTransformer, state: dict[str, Tensor], name: str, p
     if missing or unexpected:
         what = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} is not expected"
         more = len(missing) + len(unexpected) - 1
-        raise InputError(f"checkpoint {str(path)!r} does not fit: {what}{f' and {more} more differ' if more else ''}; {mend}")
+        raise InputError(
+            f"checkpoint {str(path)!r} does not fit: {what}{f' and {more} more differ' if more else ''}; {mend}"
+        )
 
 
 def _mismatch(error: Exception) -> str:
@@ -300,8 +313,14 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(value, Tensor) for value in loaded.values())
+    ):
+        raise InputError(
+            f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors."
+        )
     return loaded
 
 
