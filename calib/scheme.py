@@ -32,9 +32,7 @@ class QuantScheme:
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
-            raise InputError(
-                f"weights of {self.weight_bits} bits are not supported: take 2 to 8, as in w4a8 or w8a8."
-            )
+            raise InputError(f"weights of {self.weight_bits} bits are not supported: take 2 to 8, as in w4a8 or w8a8.")
         if self.activation_bits != FLOAT_BITS and not 4 <= self.activation_bits <= 8:
             raise InputError(
                 f"activations of {self.activation_bits} bits are not supported: take 4 to 8, or 16 for float, as in w4a8."
@@ -53,9 +51,7 @@ class QuantScheme:
 
     def layer(self, name: str) -> LayerBits:
         """Bits of the layer with this timm name."""
-        return LayerBits(
-            max(self.weight_bits, 8) if name in EDGE_LAYERS else self.weight_bits, self.activation_bits
-        )
+        return LayerBits(max(self.weight_bits, 8) if name in EDGE_LAYERS else self.weight_bits, self.activation_bits)
 
 
 def integer_range(bits: int) -> tuple[int, int]:

@@ -123,9 +123,7 @@ def load_teacher(
 
 def digits_vit() -> VisionTransformer:
     """The architecture of the built-in teacher: 32x32 grey pictures, patch 4, 64 patches, 10 classes."""
-    model = VisionTransformer(
-        img_size=32, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3
-    )
+    model = VisionTransformer(img_size=32, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3)
     model.pretrained_cfg = model.default_cfg = {
         "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic", "crop_pct": 1.0,
         "input_size": (1, 32, 32), "architecture": DIGITS_VIT,
@@ -162,9 +160,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file."
-        )
+        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -231,9 +227,7 @@ def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
 
 
 def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
-    if (
-        not _hub_resolves()
-    ):  # weights in the local cache still load; others fail at once, not after ten retries
+    if not _hub_resolves():  # weights in the local cache still load; others fail at once, not after ten retries
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     # timm and its hub raise a different class for every way a download can fail
     try:
@@ -313,14 +307,8 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(value, Tensor) for value in loaded.values())
-    ):
-        raise InputError(
-            f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors."
-        )
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
     return loaded
 
 
