@@ -35,7 +35,7 @@ class QuantScheme:
             raise InputError(f"weights of {self.weight_bits} bits are not supported: take 2 to 8, as in w4a8 or w8a8.")
         if self.activation_bits != FLOAT_BITS and not 4 <= self.activation_bits <= 8:
             raise InputError(
-                f"activations of {self.activation_bits} bits are not supported: take 4 to 8, or 16 for float, as in w4a8."
+                f"activations of {self.activation_bits} bits are not supported: take 4 to 8, or 16 for float."
             )
 
     @classmethod

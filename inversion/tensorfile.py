@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inversion.errors import InputError
+from inversion.publish import publish
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -24,19 +24,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
     publish(path, struct.pack("<Q", len(encoded)) + encoded + data[8 + length :])
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step that an interruption cannot split."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, file_format: str, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,32 @@
+"""How close a quantized model's answers are to the teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from calib.views import Views
+
+
+@dataclass(frozen=True, order=True)
+class Fidelity:
+    """`kl`: mean KL(teacher || model) in nats; `agreement`: share of equal top-1 answers. Less KL sorts first."""
+
+    kl: float
+    agreement: float
+
+
+def kl_to_teacher(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean over rows of KL(softmax(teacher) || softmax(logits)), both [B, num_classes]; temperature 1."""
+    return F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+def fidelity(model: VisionTransformer, views: Views, teacher_logits: list[Tensor]) -> Fidelity:
+    """Of `model` on `views`, whose teacher logits are given a tensor a group."""
+    ours, theirs = torch.cat(views.logits(model)).double(), torch.cat(teacher_logits).double()
+    agreement = (ours.argmax(-1) == theirs.argmax(-1)).double().mean()
+    return Fidelity(kl=float(kl_to_teacher(ours, theirs)), agreement=float(agreement))

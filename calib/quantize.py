@@ -1,0 +1,82 @@
+"""Teacher and synthetic images in, quantized weights out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from calib.fidelity import Fidelity
+from calib.qat import OnUpdate, Outcome, Training, train
+from calib.quantized import QuantizedWeights
+from calib.ranges import AUTO, calibrate, insert_quantizers, quantized_layers
+from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from calib.views import make_views, split_held_out
+from inversion.images import SparseImages
+from inversion.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How ranges are set: `method` (max, percentile, mse, entropy, auto) on `views` (mosaic, sparse) of the images.
+
+    `held_out` is the share of trajectories that only judge: they choose the method and what training keeps.
+    """
+
+    method: str = AUTO
+    views: str = "mosaic"
+    held_out: float = 0.25
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result, with how it came about: range method taken, fidelity of each tried, outcome of training."""
+
+    weights: QuantizedWeights
+    method: str
+    tried: dict[str, Fidelity]
+    training: Outcome
+
+
+def quantize(
+    teacher: Teacher,
+    images: SparseImages,
+    scheme: QuantScheme,
+    calibration: Calibration,
+    training: Training,
+    training_views: str = "mosaic",
+    on_update: OnUpdate | None = None,
+) -> Quantized:
+    """Set ranges, then learn steps and weights, from `images` alone."""
+    seen, unseen = split_held_out(images, calibration.held_out)
+    held_out = make_views(unseen, "mosaic", teacher.device)
+    student = insert_quantizers(teacher.model, scheme)
+    teacher_logits = held_out.logits(teacher.model)
+    seen_views = make_views(seen, calibration.views, teacher.device)
+    method, tried = calibrate(student, seen_views, calibration.method, held_out, teacher_logits)
+    outcome = train(
+        student, teacher.model, make_views(seen, training_views, teacher.device), held_out, training, on_update
+    )
+    return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
+
+
+@torch.no_grad()
+def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
+    """Integers and steps of a trained module."""
+    layers = {name: scheme.layer(name) for name in quantized_layers(student)}
+    tensors: dict[str, Tensor] = {}
+    for name, layer in quantized_layers(student).items():
+        step: Tensor = layer.weight_quantizer.step.detach()
+        low, high = integer_range(layers[name].weight)
+        tensors[f"{name}.weight"] = (layer.weight / step).clamp(low, high).round().to("cpu", torch.int8)
+        tensors[f"{name}.weight_step"] = step.flatten().cpu().clone()
+        if layers[name].activation < FLOAT_BITS:
+            tensors[f"{name}.input_step"] = layer.input_quantizer.step.detach().reshape(()).cpu().clone()
+    quantized = tuple(f"{name}." for name in layers)
+    for key, value in student.state_dict().items():
+        part_of_quantizer = key.startswith(quantized) and not key.endswith(".bias")
+        if not part_of_quantizer:
+            tensors[key] = value.detach().float().cpu().clone()
+    return QuantizedWeights(scheme, teacher.name, teacher.sha256, layers, tensors)

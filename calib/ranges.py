@@ -1,0 +1,120 @@
+"""ModelOpt's quantizers in a copy of the teacher, and the ranges that synthetic images give them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import torch
+from modelopt.torch.quantization.calib import HistogramCalibrator
+from modelopt.torch.quantization.nn import TensorQuantizer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from calib.fidelity import Fidelity, fidelity
+from calib.scheme import FLOAT_BITS, QuantScheme
+from calib.views import Views
+from inversion.errors import InputError
+
+METHODS = ("max", "percentile", "mse", "entropy")
+AUTO = "auto"
+AUTO_METHODS = ("max", "percentile", "mse")
+"""What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
+PERCENTILE = 99.99
+LINEAR = (nn.Linear, nn.Conv2d)
+
+
+def quantized_layers(model: VisionTransformer) -> dict[str, Any]:
+    """Every linear, the patch embedding and the head, by timm name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
+
+
+def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTransformer:
+    """A copy of `model` with ModelOpt quantizers on the inputs and weights of all linears.
+
+    Weight ranges are set per output channel to what minimises the weight's squared error (ModelOpt's `mse`);
+    input quantizers have no range yet and are switched off.
+    """
+    names = list(quantized_layers(model))
+    config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for name in names:
+        bits = scheme.layer(name)
+        config.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": {"num_bits": bits.weight, "axis": 0}})
+        if bits.activation < FLOAT_BITS:
+            cfg = {"num_bits": bits.activation, "axis": None}
+            config.append({"quantizer_name": f"{name}.input_quantizer", "cfg": cfg})
+    clip = {"method": "mse", "start_multiplier": 0.3, "stop_multiplier": 1.0, "step_size": 0.02}
+    with _quiet():
+        quantized = mtq.quantize(copy.deepcopy(model), {"quant_cfg": config, "algorithm": clip})
+    for quantizer in input_quantizers(quantized).values():
+        quantizer.disable_quant()
+    return quantized
+
+
+def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
+    """The input quantizers that the scheme asks for, by layer name."""
+    named = ((name, getattr(module, "input_quantizer", None)) for name, module in model.named_modules())
+    return {name: quantizer for name, quantizer in named if quantizer is not None and quantizer.is_enabled}
+
+
+def calibrate(
+    model: VisionTransformer, images: Views, method: str, held_out: Views, teacher_logits: list[Tensor]
+) -> tuple[str, dict[str, Fidelity]]:
+    """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
+
+    `auto` takes the method with the least KL to the teacher on the held-out synthetic images.
+    """
+    if method != AUTO and method not in METHODS:
+        raise InputError(f"unknown range method {method!r}: take {AUTO}, {', '.join(METHODS)}.")
+    quantizers = input_quantizers(model)
+    with _collecting(quantizers):
+        images.logits(model)
+    tried: dict[str, Fidelity] = {}
+    for candidate in AUTO_METHODS if method == AUTO and quantizers else (method if method != AUTO else "max",):
+        for name, quantizer in quantizers.items():
+            _set_range(name, quantizer, candidate)
+        tried[candidate] = fidelity(model, held_out, teacher_logits)
+    best = min(tried, key=lambda name: tried[name])
+    for name, quantizer in quantizers.items():
+        _set_range(name, quantizer, best)
+    return best, tried
+
+
+@contextmanager
+def _collecting(quantizers: dict[str, TensorQuantizer]) -> Iterator[None]:
+    for quantizer in quantizers.values():
+        quantizer._calibrator = HistogramCalibrator(quantizer.num_bits)
+        quantizer.disable_quant()
+        quantizer.enable_calib()
+    yield
+    for quantizer in quantizers.values():
+        quantizer.disable_calib()
+        quantizer.enable_quant()
+
+
+def _set_range(name: str, quantizer: TensorQuantizer, method: str) -> None:
+    calibrator = quantizer._calibrator
+    if method == "max":
+        amax = calibrator._calib_bin_edges[-1]
+    elif method == "percentile":
+        amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
+    else:
+        amax = calibrator.compute_amax(method)
+    amax = torch.as_tensor(amax, dtype=torch.float32)
+    if not bool(torch.isfinite(amax)):
+        raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
+    # a layer whose input is always 0 needs some step, and any will do
+    quantizer.amax = amax if amax > 0 else torch.ones(())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ModelOpt prints what it inserted, and warns of extensions that only its other formats use."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield

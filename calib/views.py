@@ -1,0 +1,65 @@
+"""What calibration and training look at: sparse images as they are, or the mosaics that they tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from inversion.errors import InputError
+from inversion.images import SparseImages
+from inversion.sparse import patchify, sparse_forward
+
+KINDS = ("mosaic", "sparse")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Groups of (`patches` [M, K, C*P*P], `kept` [M, K]); within a group all images hold equally many patches."""
+
+    groups: tuple[tuple[Tensor, Tensor], ...]
+
+    def __len__(self) -> int:
+        return sum(len(kept) for _, kept in self.groups)
+
+    def batches(self, size: int, order: Callable[[int], Tensor] = torch.arange) -> Iterator[tuple[int, Tensor]]:
+        """(group, row indices) of every batch; `order(n)` is the order of a group's n rows."""
+        for group, (_, kept) in enumerate(self.groups):
+            for rows in order(len(kept)).split(size):
+                yield group, rows
+
+    @torch.inference_mode()
+    def logits(self, model: VisionTransformer, batch: int = 32) -> list[Tensor]:
+        """What `model` says of every image, a tensor [M, num_classes] a group."""
+        return [
+            torch.cat(
+                [sparse_forward(model, *part) for part in zip(patches.split(batch), kept.split(batch), strict=True)]
+            )
+            for patches, kept in self.groups
+        ]
+
+
+def make_views(images: SparseImages, kind: str, device: torch.device) -> Views:
+    """Views of `images`; `mosaic` puts the images of each trajectory together, with all patches of the grid."""
+    if kind == "sparse":
+        groups = [images[rows].trimmed() for rows in images.by_count()]
+    elif kind == "mosaic":
+        mosaics = patchify(images.mosaics(), images.patch_size)
+        groups = [(mosaics, torch.arange(mosaics.shape[1]).expand(len(mosaics), -1))]
+    else:
+        raise InputError(f"unknown kind of views {kind!r}: take one of {', '.join(KINDS)}.")
+    return Views(tuple((patches.to(device), kept.to(device)) for patches, kept in groups))
+
+
+def split_held_out(images: SparseImages, share: float) -> tuple[SparseImages, SparseImages]:
+    """(training, held-out) images; whole trajectories are held out, every `1/share`-th and at least one."""
+    trajectories = images.trajectory.unique()
+    if len(trajectories) < 2:
+        raise InputError("one trajectory leaves nothing to hold out: invert more images.")
+    every = max(2, min(round(1 / share), len(trajectories)))
+    held = trajectories[every - 1 :: every]
+    chosen = torch.isin(images.trajectory, held)
+    return images[~chosen], images[chosen]

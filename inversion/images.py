@@ -1,0 +1,135 @@
+"""Sparse synthetic images in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inversion.errors import InputError
+from inversion.sparse import unpatchify
+from inversion.tensorfile import read_tensors, write_tensors
+
+FORMAT = "patch-rebirth.images/1"
+TYPES = {
+    "patches": torch.float16,
+    "kept": torch.int16,
+    "labels": torch.int32,
+    "stage": torch.int8,
+    "trajectory": torch.int32,
+}
+
+
+@dataclass(frozen=True)
+class SparseImages:
+    """M sparse images. Padding of rows shorter than the longest: `kept` = -1, `patches` = 0.
+
+    - `patches`    [M, K, C*P*P] normalised pixels
+    - `kept`       [M, K] row-major patch positions without prefix tokens
+    - `labels`     [M] target class
+    - `stage`      [M] detachment point, 1..v; 1 for SMI and DMI
+    - `trajectory` [M] which trajectory each came from
+    - `metadata`   the shard's string metadata: method, grid, patch size, seed, teacher, ...
+    """
+
+    patches: Tensor
+    kept: Tensor
+    labels: Tensor
+    stage: Tensor
+    trajectory: Tensor
+    metadata: dict[str, str]
+
+    def __len__(self) -> int:
+        return self.patches.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows, columns = self.metadata["grid"].split("x")
+        return int(rows), int(columns)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        height, _, width = self.metadata["patch_size"].partition("x")
+        return int(height), int(width or height)
+
+    def __getitem__(self, index: Tensor) -> SparseImages:
+        """The rows of an index or boolean tensor."""
+        return replace(self, **{name: getattr(self, name)[index] for name in TYPES})
+
+    def dense(self) -> Tensor:
+        """[M, C, H, W] with every absent patch at 0, the mean colour."""
+        return self._assemble(torch.arange(len(self)), len(self))
+
+    def mosaics(self) -> Tensor:
+        """The images of each trajectory in place: [trajectories, C, H, W], in order of trajectory."""
+        unique, inverse = self.trajectory.unique(return_inverse=True)
+        return self._assemble(inverse, len(unique))
+
+    def by_count(self) -> Iterator[Tensor]:
+        """Indices of rows that hold equally many patches, and can so run as one batch without padding."""
+        counts = (self.kept >= 0).sum(1)
+        for count in counts.unique():
+            yield (counts == count).nonzero().squeeze(1)
+
+    def trimmed(self) -> tuple[Tensor, Tensor]:
+        """`patches` and `kept` (int64) without padding; the rows must hold equally many patches."""
+        count = int((self.kept[0] >= 0).sum())
+        return self.patches[:, :count], self.kept[:, :count].long()
+
+    def _assemble(self, canvas_of_row: Tensor, canvases: int) -> Tensor:
+        rows, columns = self.grid
+        live = self.kept >= 0
+        flat = torch.zeros(canvases * rows * columns, self.patches.shape[-1])
+        place = canvas_of_row.view(-1, 1) * (rows * columns) + self.kept.long()
+        flat[place[live]] = self.patches[live].float()
+        return unpatchify(flat.view(canvases, rows * columns, -1), self.grid, self.patch_size)
+
+    def save(self, path: Path) -> None:
+        """Write one shard, whole or not at all; the same images give the same bytes."""
+        tensors = {name: getattr(self, name).to(dtype) for name, dtype in TYPES.items()}
+        write_tensors(path, tensors, {**self.metadata, "format": FORMAT})
+
+    @classmethod
+    def load(cls, path: Path) -> SparseImages:
+        """Raises `InputError` for a file that is not a whole shard."""
+        mend = "make it again with `pipeline invert`."
+        tensors, metadata = read_tensors(path, FORMAT, mend)
+        if {name: tensor.dtype for name, tensor in tensors.items()} != TYPES:
+            raise InputError(f"{str(path)!r} does not hold the tensors of a shard: {mend}")
+        tensors["patches"] = tensors["patches"].float()
+        return cls(**tensors, metadata=metadata)
+
+
+def join(parts: Sequence[SparseImages]) -> SparseImages:
+    """All rows of several shards of one inversion, padded to the longest."""
+    longest = max(part.patches.shape[1] for part in parts)
+    padded = [_pad(part, longest) for part in parts]
+    joined = {
+        field.name: torch.cat([getattr(part, field.name) for part in padded]) for field in fields(SparseImages)[:-1]
+    }
+    return SparseImages(**joined, metadata=parts[0].metadata)
+
+
+def load_images(folder: Path) -> SparseImages:
+    """Every shard of a folder, in order. Raises `InputError` where there is none or they do not belong together."""
+    paths = sorted(folder.glob("shard-*.safetensors"))
+    if not paths:
+        raise InputError(f"{str(folder)!r} holds no shard-*.safetensors: make some with `pipeline invert`.")
+    parts = [SparseImages.load(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        for key in ("teacher_sha256", "grid", "patch_size"):
+            if part.metadata.get(key) != parts[0].metadata.get(key):
+                raise InputError(f"{str(path)!r} has another {key} than the first shard: keep one inversion a folder.")
+    return join(parts)
+
+
+def _pad(images: SparseImages, count: int) -> SparseImages:
+    more = count - images.patches.shape[1]
+    return replace(
+        images,
+        patches=torch.nn.functional.pad(images.patches, (0, 0, 0, more)),
+        kept=torch.nn.functional.pad(images.kept, (0, more), value=-1),
+    )

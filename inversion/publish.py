@@ -1,0 +1,19 @@
+"""Files that appear whole or not at all. Imports nothing heavy, so that an edge device can use it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step that an interruption cannot split."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

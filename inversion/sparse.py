@@ -1,0 +1,71 @@
+"""A ViT's forward pass on any subset of its patches, and how much attention each patch gets."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """[B, C, H, W] -> [B, N, C*P*P], patches in row-major order."""
+    batch, channels, height, width = images.shape
+    ph, pw = patch_size
+    tiles = images.reshape(batch, channels, height // ph, ph, width // pw, pw)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * ph * pw)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """[B, N, C*P*P] -> [B, C, H, W], the inverse of `patchify`."""
+    (rows, columns), (ph, pw) = grid, patch_size
+    tiles = patches.reshape(patches.shape[0], rows, columns, -1, ph, pw)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(patches.shape[0], -1, rows * ph, columns * pw)
+
+
+def take(patches: Tensor, index: Tensor) -> Tensor:
+    """Rows of `patches` [B, N, D] at `index` [B, K] -> [B, K, D]."""
+    return patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+
+
+def embed(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+    """Tokens [B, prefix + K, D] of normalised `patches` [B, K, C*P*P] at grid positions `kept` [B, K].
+
+    The K patches pass the model's own projection as one strip of K*P by P pixels, so a quantized projection is
+    used as it is.
+    """
+    batch, count, _ = patches.shape
+    ph, pw = model.patch_embed.patch_size
+    strip = patches.view(batch, count, -1, ph, pw).transpose(1, 2).reshape(batch, -1, count * ph, pw)
+    x = model.patch_embed.norm(model.patch_embed.proj(strip).flatten(2).transpose(1, 2))  # [B, K, D]
+    # timm adds constants to the patches and puts constants before them, whatever its prefix tokens are called
+    constants = model._pos_embed(x.new_zeros(1, model.patch_embed.num_patches, x.shape[-1]))
+    prefix, positions = constants.split([model.num_prefix_tokens, model.patch_embed.num_patches], dim=1)
+    x = torch.cat([prefix.expand(batch, -1, -1), x + positions[0][kept]], dim=1)
+    return model.norm_pre(x)
+
+
+def sparse_forward(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+    """Logits [B, num_classes] of the patches alone; with all N patches in order, timm's own forward."""
+    return model.forward_head(model.norm(model.blocks(embed(model, patches, kept))))
+
+
+@torch.no_grad()
+def importance(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+    """Attention that each patch gets in the last layer, mean over heads: [B, K] (section 3 of the paper).
+
+    The queries are the prefix tokens that the classifier reads; for average pooling, all patches.
+    """
+    x = embed(model, patches, kept)
+    for block in model.blocks[:-1]:
+        x = block(x)
+    attention = model.blocks[-1].attn
+    batch, tokens, _ = x.shape
+    qkv = attention.qkv(model.blocks[-1].norm1(x)).reshape(batch, tokens, 3, attention.num_heads, attention.head_dim)
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, tokens, head_dim]
+    prefix = model.num_prefix_tokens
+    if model.global_pool == "avg":
+        query = query[:, :, prefix:]
+    else:
+        query = query[:, :, : 2 if hasattr(model, "dist_token") else 1]
+    scores = attention.q_norm(query) * attention.scale @ attention.k_norm(key).transpose(-2, -1)
+    return scores.float().softmax(-1).mean(dim=(1, 2))[:, prefix:]
