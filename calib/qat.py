@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,35 +13,13 @@ from torch import Generator, Tensor, nn
 
 from calib.fidelity import Fidelity, fidelity, kl_to_teacher
 from calib.lsq import keep_positive, learn_steps
+from calib.settings import Training
 from calib.views import Views
-from inversion.errors import InputError, NumericalError
+from inversion.errors import NumericalError
 from inversion.sparse import sparse_forward
 
 OnUpdate = Callable[[int, float], None]
 """Called with (updates done, KL of the last batch)."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """Adam with a cosine from `learning_rate` (weights) and `step_learning_rate` (steps, relative to each step) to 0.
-
-    Held-out fidelity is measured `checks` times; `patience` checks without less KL end the training.
-    """
-
-    updates: int = 200
-    batch: int = 16
-    learning_rate: float = 1.5e-5
-    step_learning_rate: float = 1e-3
-    checks: int = 8
-    patience: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "checks", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training {name} must be at least 1, not {getattr(self, name)}.")
-        if self.updates < 0 or self.learning_rate < 0 or self.step_learning_rate < 0:
-            raise InputError("training updates and learning rates must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -70,9 +48,7 @@ def train(
     teacher_logits, held_logits = images.logits(teacher), held_out.logits(teacher)
     steps = learn_steps(student)
     optimizer = _optimizer(student, steps, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: 0.5 * (1 + math.cos(math.pi * min(done / max(settings.updates, 1), 1)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, settings))
     best = fidelity(student, held_out, held_logits)
     kept, best_update, history, stale = _snapshot(student), 0, [(0, best)], 0
     batches = _endless(images, settings)
@@ -102,16 +78,25 @@ def train(
 
 
 def _optimizer(student: VisionTransformer, steps: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    """Adam moves a parameter by about its rate, whatever its size: so a step's rate is a share of the step."""
     chosen = {id(step) for step in steps}
     student.requires_grad_(True)
     weights = [parameter for parameter in student.parameters() if id(parameter) not in chosen]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD([*weights, *steps], settings.learning_rate, momentum=0.9, weight_decay=1e-4)
+    # Adam moves a parameter by about its rate, whatever its size: so a step's rate is a share of the step
     groups = [{"params": weights, "lr": settings.learning_rate}]
     groups += [{"params": [step], "lr": settings.step_learning_rate * float(step.detach().mean())} for step in steps]
     return torch.optim.Adam(groups)
 
 
-def _endless(images: Views, settings: Training):  # type: ignore[no-untyped-def] # an endless iterator of batches
+def _rate(done: int, settings: Training) -> float:
+    """Share of the learning rate after `done` updates."""
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(done / max(settings.updates, 1), 1)))
+
+
+def _endless(images: Views, settings: Training) -> Iterator[tuple[int, Tensor]]:
     generator = Generator().manual_seed(settings.seed)
     while True:
         batches = list(images.batches(settings.batch, lambda count: torch.randperm(count, generator=generator)))

@@ -9,25 +9,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.fidelity import Fidelity
-from calib.qat import OnUpdate, Outcome, Training, train
+from calib.qat import OnUpdate, Outcome, train
 from calib.quantized import QuantizedWeights
-from calib.ranges import AUTO, calibrate, insert_quantizers, quantized_layers
+from calib.ranges import calibrate, insert_quantizers, quantized_layers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from calib.settings import Calibration, Training
 from calib.views import make_views, split_held_out
 from inversion.images import SparseImages
 from inversion.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How ranges are set: `method` (max, percentile, mse, entropy, auto) on `views` (mosaic, sparse) of the images.
-
-    `held_out` is the share of trajectories that only judge: they choose the method and what training keeps.
-    """
-
-    method: str = AUTO
-    views: str = "mosaic"
-    held_out: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,18 +35,16 @@ def quantize(
     scheme: QuantScheme,
     calibration: Calibration,
     training: Training,
-    training_views: str = "mosaic",
     on_update: OnUpdate | None = None,
 ) -> Quantized:
     """Set ranges, then learn steps and weights, from `images` alone."""
     seen, unseen = split_held_out(images, calibration.held_out)
     held_out = make_views(unseen, "mosaic", teacher.device)
     student = insert_quantizers(teacher.model, scheme)
-    teacher_logits = held_out.logits(teacher.model)
     seen_views = make_views(seen, calibration.views, teacher.device)
-    method, tried = calibrate(student, seen_views, calibration.method, held_out, teacher_logits)
+    method, tried = calibrate(student, teacher.model, seen_views, held_out, calibration)
     outcome = train(
-        student, teacher.model, make_views(seen, training_views, teacher.device), held_out, training, on_update
+        student, teacher.model, make_views(seen, training.views, teacher.device), held_out, training, on_update
     )
     return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
 

@@ -13,8 +13,6 @@ from inversion.errors import InputError
 from inversion.images import SparseImages
 from inversion.sparse import patchify, sparse_forward
 
-KINDS = ("mosaic", "sparse")
-
 
 @dataclass(frozen=True)
 class Views:
@@ -31,6 +29,10 @@ class Views:
             for rows in order(len(kept)).split(size):
                 yield group, rows
 
+    def first(self, count: int) -> Views:
+        """At most `count` images of each group."""
+        return Views(tuple((patches[:count], kept[:count]) for patches, kept in self.groups))
+
     @torch.inference_mode()
     def logits(self, model: VisionTransformer, batch: int = 32) -> list[Tensor]:
         """What `model` says of every image, a tensor [M, num_classes] a group."""
@@ -46,11 +48,9 @@ def make_views(images: SparseImages, kind: str, device: torch.device) -> Views:
     """Views of `images`; `mosaic` puts the images of each trajectory together, with all patches of the grid."""
     if kind == "sparse":
         groups = [images[rows].trimmed() for rows in images.by_count()]
-    elif kind == "mosaic":
+    else:
         mosaics = patchify(images.mosaics(), images.patch_size)
         groups = [(mosaics, torch.arange(mosaics.shape[1]).expand(len(mosaics), -1))]
-    else:
-        raise InputError(f"unknown kind of views {kind!r}: take one of {', '.join(KINDS)}.")
     return Views(tuple((patches.to(device), kept.to(device)) for patches, kept in groups))
 
 

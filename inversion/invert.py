@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,60 +13,14 @@ from torch.nn import functional as F
 from inversion.augment import draw_offsets, shift_images, shift_positions
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
-from inversion.schedule import METHODS, schedule
+from inversion.schedule import schedule
+from inversion.settings import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import Teacher
 
 CHECK_EVERY = 25
 OnStep = Callable[[int, float], None]
 """Called with (iterations of the whole job that are done, mean classification loss)."""
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """What to invert. `images` and `batch` count sparse images; a shard holds one batch.
-
-    `tv_weight` is lambda of Eq. 1. Loss and total variation are summed over images, and each image has its own
-    TV norm, so an image's optimisation does not depend on the batch size.
-    """
-
-    method: str = "pri"
-    images: int = 128
-    iterations: int = 4000
-    batch: int = 128
-    division_factor: int = 4
-    sparsity: int = 76
-    learning_rate: float = 0.25
-    betas: tuple[float, float] = (0.5, 0.99)
-    tv_weight: float = 1e-4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"unknown method {self.method!r}: take one of {', '.join(METHODS)}.")
-        for name in ("images", "iterations", "batch", "division_factor"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not self.learning_rate > 0 or not self.tv_weight >= 0:
-            raise InputError("learning_rate must be positive and tv_weight not negative.")
-        if self.batch < self.images_per_trajectory:
-            raise InputError(f"batch {self.batch} is less than one trajectory's {self.images_per_trajectory} images.")
-
-    @property
-    def images_per_trajectory(self) -> int:
-        return self.division_factor if self.method == "pri" else 1
-
-    @property
-    def trajectories(self) -> int:
-        """Enough of them for `images`."""
-        return -(-self.images // self.images_per_trajectory)
-
-    def shards(self) -> list[range]:
-        """Which trajectories each shard holds."""
-        per_shard = self.batch // self.images_per_trajectory
-        return [
-            range(start, min(start + per_shard, self.trajectories)) for start in range(0, self.trajectories, per_shard)
-        ]
 
 
 def invert(teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None) -> list[Path]:

@@ -28,6 +28,7 @@ ALIASES = {
 }
 DIGITS_VIT = "digits_vit"
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_vit.safetensors"
+READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 PLAIN_VIT = (
     "a plain Vision Transformer works: DeiT, DeiT-distilled, DeiT-III, ViT augreg, CLIP ViT, "
     "with class token or average pooling"
@@ -146,10 +147,18 @@ def require_plain_vit(model: nn.Module, name: str) -> None:
         reason = "it has no classifier"
     elif model.global_pool == "token" and model.cls_token is None:
         reason = "it has no class token"
-    elif any(type(block).__name__ != "Block" or block.attn.gate is not None for block in model.blocks):
+    elif type(model.patch_embed).__name__ != "PatchEmbed":
+        reason = f"its patches are embedded by a {type(model.patch_embed).__name__}"
+    elif not all(_is_plain_block(block) for block in model.blocks):
         reason = f"its blocks are not the plain ones ({type(model.blocks[0]).__name__})"
     if reason:
         raise InputError(f"teacher {name!r} cannot be inverted: {reason}; {PLAIN_VIT}.")
+
+
+def _is_plain_block(block: nn.Module) -> bool:
+    if type(block).__name__ != "Block" or type(block.attn).__name__ != "Attention":
+        return False
+    return getattr(block.attn, "gate", None) is None
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
@@ -163,7 +172,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.layout is not torch.strided or value.dtype not in READABLE:
+            raise InputError(
+                f"checkpoint {str(path)!r} has {key!r} as {value.layout} {value.dtype}: save its weights as float32."
+            )
+        # as float32, which is what the teacher computes in: a float64 can leave its range
+        if not bool(torch.isfinite(value.float()).all()):
             raise InputError(
                 f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher."
             )
@@ -252,10 +266,10 @@ def _hub_resolves() -> bool:
 def _shape_from_state(timm_name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """Class count and square input size that the checkpoint's own tensors imply."""
     kwargs: dict[str, Any] = {}
-    if "head.weight" in state:
+    if "head.weight" in state and state["head.weight"].ndim == 2:
         kwargs["num_classes"] = state["head.weight"].shape[0]
     with torch.device("meta"):
-        probe = timm.create_model(timm_name, pretrained=False)
+        probe = _create(timm_name)
     if isinstance(probe, VisionTransformer) and probe.pos_embed is not None and "pos_embed" in state:
         prefix = 0 if probe.no_embed_class else probe.num_prefix_tokens
         found = state["pos_embed"].shape[1] - prefix if state["pos_embed"].ndim == 3 else 0
@@ -307,9 +321,13 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
         raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
     return loaded
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _first_line(error: BaseException) -> str:

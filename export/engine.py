@@ -1,0 +1,259 @@
+"""TensorRT engines from Q/DQ graphs. Runs without torch: an edge device builds with it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from inversion.errors import InputError, MachineError
+from inversion.publish import publish
+
+BACKENDS = ("tensorrt", "tensorrt_rtx")
+COMMAND = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
+BATCHES = (1, 8, 32)  # smallest, the one to optimise for, largest
+MAJOR, MINOR = 75, 76  # cuDeviceGetAttribute: compute capability
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output and its shapes at the profile's smallest, optimal and largest batch."""
+
+    name: str
+    dtype: str
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What a serialized engine is; the sidecar `<engine>.json` holds the same.
+
+    `executed` tells whether this engine ever ran: building does not run it. `trtexec` times it on its GPU.
+    """
+
+    backend: str
+    version: str
+    arch: str
+    compute_capability: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    onnx_sha256: str
+    sha256: str
+    bytes: int
+    build_seconds: float
+    trtexec: str
+    executed: bool = False
+
+
+def build_engine(
+    onnx_path: Path,
+    out_path: Path,
+    arch: str,
+    backend: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> EngineSpec:
+    """Build the engine of a Q/DQ graph for the GPU architecture `arch` ("sm89") and write it with its sidecar.
+
+    `tensorrt_rtx` builds ahead of time, with no GPU; `tensorrt` builds for this machine's GPU only. `progress` is
+    told what is being done. Raises `InputError` for a file, architecture or operator that cannot be used,
+    `MachineError` where no backend is installed.
+    """
+    onnx_path, out_path = Path(onnx_path), Path(out_path)
+    if not onnx_path.is_file():
+        raise InputError(f"{str(onnx_path)!r} does not exist: give an ONNX file, as `pipeline export` writes it.")
+    name = _select(backend, (arch,))
+    trt = importlib.import_module(name)
+    started = time.perf_counter()
+    network, serialized = _serialize(trt, onnx_path, arch, progress or (lambda _: None))
+    inputs = tuple(_tensor_spec(trt, network.get_input(index)) for index in range(network.num_inputs))
+    outputs = tuple(_tensor_spec(trt, network.get_output(index)) for index in range(network.num_outputs))
+    spec = EngineSpec(
+        backend=name,
+        version=trt.__version__,
+        arch=arch,
+        compute_capability=f"{arch[2:-1]}.{arch[-1]}",
+        inputs=inputs,
+        outputs=outputs,
+        onnx_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(serialized).hexdigest(),
+        bytes=len(serialized),
+        build_seconds=round(time.perf_counter() - started, 3),
+        trtexec=_trtexec(name, out_path, inputs),
+    )
+    publish(out_path, serialized)
+    publish(sidecar(out_path), (json.dumps(asdict(spec), indent=2) + "\n").encode())
+    return spec
+
+
+def sidecar(engine_path: Path) -> Path:
+    """Where the `EngineSpec` of an engine stands as JSON."""
+    return engine_path.with_name(f"{engine_path.name}.json")
+
+
+def available_backend() -> str | None:
+    """The backend that an engine is built with by default, or None where neither is installed."""
+    return next((name for name in BACKENDS if _import(name)), None)
+
+
+def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
+    """The backend, `backend` or the default, that can build for all of `archs`; None where there is nothing to build.
+
+    Raises what `build_engine` would, before any time is spent.
+    """
+    return _select(backend, archs) if archs else None
+
+
+def known_archs(trt: ModuleType) -> tuple[str, ...]:
+    """Architectures that this backend builds for here: all it names, or the local GPU's where it names none."""
+    if hasattr(trt, "ComputeCapability"):
+        names = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+        return tuple(sorted(names, key=lambda name: int(name[2:])))
+    local = _local_arch()
+    return (local,) if local else ()
+
+
+def _select(backend: str | None, archs: Sequence[str]) -> str:
+    if backend is not None and backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}: take {' or '.join(BACKENDS)}.")
+    name = backend or available_backend()
+    trt = _import(name) if name else None
+    if name is None or trt is None:
+        missing = f"the backend {backend!r} is not" if backend else f"neither {' nor '.join(BACKENDS)} is"
+        raise MachineError(f"{missing} installed: install its package, and look at `pipeline doctor`.")
+    for arch in archs:
+        _require_arch(trt, name, arch)
+    return name
+
+
+def _import(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError):  # OSError: the package is there, a library it loads is not
+        return None
+
+
+def _require_arch(trt: ModuleType, backend: str, arch: str) -> None:
+    known = known_archs(trt)
+    if not known:
+        raise MachineError(f"{backend} builds for the local GPU only and found none: use tensorrt_rtx for {arch}.")
+    if arch not in known:
+        raise InputError(f"unknown architecture {arch!r}: {backend} {trt.__version__} builds for {', '.join(known)}.")
+
+
+def _local_arch() -> str | None:
+    """Architecture of the first GPU, asked from the driver, or None without one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    status = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+    status = status or cuda.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
+    status = status or cuda.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device)
+    return None if status else f"sm{major.value}{minor.value}"
+
+
+@functools.cache
+def _logger(trt: ModuleType) -> Any:
+    """One logger a process, since TensorRT keeps the first it is given."""
+
+    class Collector(trt.ILogger):  # type: ignore[name-defined] # known at run time only
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.messages.append((severity, message))
+
+        def complaint(self) -> str:
+            errors = [text for severity, text in self.messages if severity <= trt.ILogger.ERROR]
+            return errors[0].strip().rstrip(".") if errors else "TensorRT gave no reason"
+
+    return Collector()
+
+
+def _network_flags(trt: ModuleType) -> int:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _serialize(trt: ModuleType, onnx_path: Path, arch: str, say: Callable[[str], None]) -> tuple[Any, bytes]:
+    """The parsed network and its engine."""
+    logger = _logger(trt)
+    logger.messages.clear()
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    say(f"reading {onnx_path.name}")
+    _parse(trt, trt.OnnxParser(network, logger), network, onnx_path)
+    config = builder.create_builder_config()
+    _set_arch(trt, config, arch)
+    _add_profile(builder, config, network)
+    say(f"building for {arch} with {trt.__name__} {trt.__version__}")
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise InputError(f"{trt.__name__} cannot build {str(onnx_path)!r} for {arch}: {logger.complaint()}.")
+    return network, bytes(serialized)
+
+
+def _parse(trt: ModuleType, parser: Any, network: Any, path: Path) -> None:
+    parsed = parser.parse_from_file(str(path))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    # an empty file is a whole, empty protobuf message
+    if not (errors or network.num_outputs) or any(
+        error.code() == trt.ErrorCode.MODEL_DESERIALIZE_FAILED for error in errors
+    ):
+        raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.")
+    if not parsed:
+        raise InputError(
+            f"TensorRT cannot take {str(path)!r} ({'; '.join(map(_reason, errors))}): "
+            "export it again with `pipeline export`."
+        )
+
+
+def _reason(error: Any) -> str:
+    return f"{error.node_name() or 'the graph'}: {error.desc().strip().rstrip('.')}"
+
+
+def _set_arch(trt: ModuleType, config: Any, arch: str) -> None:
+    if hasattr(trt, "ComputeCapability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.__members__[arch.upper()], 0)
+
+
+def _add_profile(builder: Any, config: Any, network: Any) -> None:
+    """Give a dynamic batch its profile; fixed shapes need none."""
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if any(size < 0 for size in shape[1:]):
+            raise InputError(f"input {tensor.name!r} has the shape {shape}: only its first size, the batch, may vary.")
+        if shape and shape[0] < 0:
+            profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in BATCHES))
+            dynamic = True
+    if dynamic:
+        config.add_optimization_profile(profile)
+
+
+def _tensor_spec(trt: ModuleType, tensor: Any) -> TensorSpec:
+    shape = tuple(tensor.shape)
+    low, opt, high = ((batch, *shape[1:]) if shape and shape[0] < 0 else shape for batch in BATCHES)
+    return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, low, opt, high)
+
+
+def _trtexec(backend: str, engine: Path, inputs: tuple[TensorSpec, ...]) -> str:
+    shapes = ",".join(f"{spec.name}:{'x'.join(map(str, spec.opt))}" for spec in inputs if spec.min != spec.max)
+    return f"{COMMAND[backend]} --loadEngine={engine.name}{f' --shapes={shapes}' if shapes else ''}"

@@ -1,0 +1,233 @@
+"""The command line: a thin shell over the stages, one `except`, one exit; nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inversion.errors import InputError, PatchRebirthError
+
+DEBUG = "--debug"
+
+app = typer.Typer(
+    help="Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out.",
+    epilog=f"{DEBUG}, anywhere, shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
+TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The teacher's weights: safetensors, or a .pth of plain tensors.")
+]
+Bits = Annotated[str | None, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
+BitsNeeded = Annotated[str, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
+Effort = Annotated[str | None, typer.Option(help="quick, standard or paper.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="One value, as in inversion.iterations=500.")]
+ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or a Parquet file.")]
+ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
+Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.command()
+def build(
+    teacher: Teacher = None,
+    bits: Bits = None,
+    checkpoint: Checkpoint = None,
+    effort: Effort = None,
+    recipe: RecipeFile = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/TEACHER-BITS-EFFORT by default.")] = None,
+    val_data: ValData = None,
+    class_map: ClassMap = None,
+    arch: Arch = None,
+    seed: Seed = None,
+    junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """All stages: teacher in; quantized weights, ONNX, engine and report out, in one run folder."""
+    from pipeline.recipe import make_recipe
+
+    flags = {
+        "teacher": teacher, "bits": bits, "checkpoint": _text(checkpoint), "effort": effort, "seed": seed,
+        "val_data": _text(val_data), "class_map": _text(class_map),
+    }  # fmt: skip
+    if arch is not None:
+        flags["engine"] = {"arch": parse_archs(arch)}
+    chosen = make_recipe(flags, recipe, overrides or ())
+    folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
+
+    from pipeline.display import Display
+    from pipeline.report import write_junit
+    from pipeline.stages import build as build_run
+
+    display = Display(quiet)
+    manifest = build_run(chosen, folder, display)
+    if junit:
+        write_junit(manifest, junit)
+    display.results(manifest)
+    display.say(f"run folder: {folder}")
+    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+
+
+@app.command()
+def invert(
+    teacher: TeacherNeeded,
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    method: Annotated[str, typer.Option(help="dmi, smi or pri.")] = "pri",
+    division_factor: Annotated[int, typer.Option(help="v of PRI: sparse images per trajectory.")] = 4,
+    sparsity: Annotated[int, typer.Option(help="Of SMI: 50, 76 or 86.")] = 76,
+    images: Annotated[int, typer.Option(help="How many sparse images.")] = 128,
+    iterations: Annotated[int, typer.Option(help="T, updates per trajectory.")] = 300,
+    batch: Annotated[int, typer.Option(help="Sparse images per shard.")] = 32,
+    tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
+    checkpoint: Checkpoint = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Teacher in, shards of sparse synthetic images out."""
+    from inversion.settings import Inversion
+
+    job = Inversion(
+        method=method, images=images, iterations=iterations, batch=batch, division_factor=division_factor,
+        sparsity=sparsity, tv_weight=tv_weight, seed=seed or 0,
+    )  # fmt: skip
+
+    from inversion.teacher import load_teacher
+    from pipeline.display import Display
+    from pipeline.stages import invert_with_bar
+
+    invert_with_bar(load_teacher(teacher, checkpoint), job, out, Display(quiet))
+
+
+@app.command()
+def quantize(
+    teacher: TeacherNeeded,
+    images: Annotated[Path, typer.Option(help="Folder of shards, made by `pipeline invert`.")],
+    bits: BitsNeeded,
+    out: Annotated[Path, typer.Option(help="The file to write, quantized.safetensors.")],
+    checkpoint: Checkpoint = None,
+    effort: Effort = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Images in, quantized weights out: ranges, then learned steps."""
+    from pipeline.recipe import make_recipe
+
+    chosen = make_recipe({"teacher": teacher, "bits": bits, "effort": effort}, recipe, overrides or ())
+
+    from pipeline.display import Display
+    from pipeline.single import quantize_files
+
+    quantize_files(chosen, checkpoint, images, out, Display(quiet))
+
+
+@app.command()
+def export(
+    teacher: TeacherNeeded,
+    quantized: Annotated[Path, typer.Option(help="quantized.safetensors, made by `pipeline quantize`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the ONNX files.")],
+    checkpoint: Checkpoint = None,
+    quiet: Quiet = False,
+) -> None:
+    """Quantized weights in, ONNX files out."""
+    from pipeline.display import Display
+    from pipeline.single import export_folder
+
+    export_folder(teacher, checkpoint, quantized, out, Display(quiet))
+
+
+@app.command()
+def engine(
+    model: Annotated[Path, typer.Argument(help="model.onnx with Q/DQ.")],
+    out: Annotated[Path, typer.Option(help="Folder for the engines.")],
+    arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
+    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt_rtx, or auto.")] = "auto",
+) -> None:
+    """ONNX in, TensorRT engines out; needs neither torch nor ModelOpt."""
+    from export.engine import build_engine, choose_backend
+
+    archs = parse_archs(arch)
+    chosen = choose_backend(backend, archs)
+    if chosen is None:
+        raise InputError(f"--arch {arch} names no architecture: write sm86,sm89 or the like.")
+    out.mkdir(parents=True, exist_ok=True)
+    for one in archs:
+        path = out / f"engine.{chosen}.{one}.plan"
+        spec = build_engine(model, path, one, chosen)
+        typer.echo(f"{path}: {spec.bytes / 1e6:.1f} MB in {spec.build_seconds:.1f} s, built, not executed")
+
+
+@app.command()
+def validate(
+    target: Annotated[Path, typer.Argument(help="A run folder.")],
+    val_data: ValData = None,
+    class_map: ClassMap = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check a run folder again, on other pictures or with other gates; exit code 1 when a gate fails."""
+    from pipeline.display import Display
+    from pipeline.single import validate_run
+
+    display = Display(quiet)
+    manifest = validate_run(target, _text(val_data), _text(class_map), overrides or (), display)
+    display.results(manifest)
+    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """A run folder's HTML report again."""
+    from pipeline.report import write_report
+    from pipeline.runfolder import load_manifest
+
+    manifest = load_manifest(run)
+    if manifest["validation"] is None:
+        raise InputError(f"the run in {str(run)!r} has not reached its verdict: finish it with `pipeline build`.")
+    typer.echo(str(write_report(manifest, run)))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do: devices, versions, backends, and how to mend what is missing."""
+    from pipeline.doctor import examine
+
+    for line in examine():
+        typer.echo(line)
+
+
+def parse_archs(text: str) -> tuple[str, ...]:
+    """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
+    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def main() -> None:
+    """Run the command; an error is one sentence on stderr and its exit code."""
+    import logging
+    import warnings
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of compilers that we never call
+    warnings.simplefilter("ignore")
+    debug = DEBUG in sys.argv
+    try:
+        app([argument for argument in sys.argv[1:] if argument != DEBUG])
+    except PatchRebirthError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _text(path: Path | None) -> Any:
+    return None if path is None else str(path)

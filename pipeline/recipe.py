@@ -1,0 +1,177 @@
+"""Everything that decides a run, as frozen values: effort presets, TOML recipes and flags in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calib.settings import Calibration, Training
+from inversion.errors import InputError
+from inversion.settings import Inversion
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # minutes on two cores: 32 trajectories of 300 iterations
+    "quick": {
+        "inversion": {"images": 128, "iterations": 300, "batch": 32, "tv_weight": 1e-2},
+        "training": {"updates": 100, "batch": 16},
+    },
+    # an hour on two cores, minutes on a GPU
+    "standard": {
+        "inversion": {"images": 1024, "iterations": 500, "batch": 128, "tv_weight": 1e-2},
+        "training": {"updates": 1000, "batch": 32},
+    },
+    # section 5 and appendix D: 10k images, 4,000 iterations, 100 epochs of SGD at 0.001 in batches of 128
+    "paper": {
+        "inversion": {"images": 10_000, "iterations": 4000, "batch": 128, "tv_weight": 1e-4},
+        "training": {
+            "updates": 7500, "batch": 128, "optimizer": "sgd", "schedule": "constant", "learning_rate": 1e-3,
+            "views": "sparse",
+        },
+    },
+}  # fmt: skip
+EFFORTS = tuple(PRESETS)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`arch`: compute capabilities to build for, as in sm89; `backend`: tensorrt, tensorrt_rtx, or auto."""
+
+    arch: tuple[str, ...] = ("sm89",)
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Gates. A limit left at None is the default for the weights' bits, see `limits`.
+
+    `max_kl` bounds KL(teacher || ONNX) in nats on held-out synthetic images; `min_agreement` (share) and `max_drop`
+    (points of top-1) bound what real pictures show where there are some.
+    """
+
+    max_kl: float | None = None
+    min_agreement: float | None = None
+    max_drop: float | None = None
+
+    def limits(self, weight_bits: int) -> dict[str, float]:
+        defaults = (0.1, 0.95, 1.0) if weight_bits >= 8 else (0.5, 0.75, 8.0)
+        given = (self.max_kl, self.min_agreement, self.max_drop)
+        names = ("max_kl", "min_agreement", "max_drop")
+        return {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `checkpoint`, `val_data` and `class_map` are paths; without val_data there is no real picture at all."""
+
+    teacher: str
+    bits: str
+    checkpoint: str | None = None
+    effort: str = "standard"
+    seed: int = 0
+    val_data: str | None = None
+    class_map: str | None = None
+    inversion: Inversion = field(default_factory=Inversion)
+    calibration: Calibration = field(default_factory=Calibration)
+    training: Training = field(default_factory=Training)
+    engine: Engine = field(default_factory=Engine)
+    validation: Validation = field(default_factory=Validation)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+SECTIONS = ("inversion", "calibration", "training", "engine", "validation")
+
+
+def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """Preset, then the TOML file, then `flags` (None = not given), then `section.key=value` overrides.
+
+    Raises `InputError` for unknown keys and for values of the wrong type, naming both.
+    """
+    chosen = {key: value for key, value in flags.items() if value is not None}
+    from_file = _read_toml(toml) if toml else {}
+    effort = chosen.get("effort", from_file.get("effort", "standard"))
+    if effort not in PRESETS:
+        raise InputError(f"unknown effort {effort!r}: take one of {', '.join(EFFORTS)}.")
+    values: dict[str, Any] = {section: dict(PRESETS[effort].get(section, {})) for section in SECTIONS}
+    for layer in (from_file, chosen, *map(_parse_override, overrides)):
+        _merge(values, layer)
+    for needed in ("teacher", "bits"):
+        if needed not in values:
+            raise InputError(f"no {needed} was given: add --{needed} or write it into the recipe.")
+    seed = values.get("seed", 0)
+    for section in ("inversion", "training"):
+        values[section].setdefault("seed", seed)
+    for section, kind in _section_types().items():
+        values[section] = _build(kind, values[section], f"{section}.")
+    return _build(Recipe, {**values, "effort": effort}, "")
+
+
+def _section_types() -> dict[str, type]:
+    return {"inversion": Inversion, "calibration": Calibration, "training": Training, "engine": Engine,
+            "validation": Validation}  # fmt: skip
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"recipe {str(path)!r} cannot be read ({error.strerror}): give the path of a TOML file."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {str(path)!r} is not TOML: {error}.") from None
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    section, _, name = key.strip().rpartition(".")
+    if not equals or not name:
+        raise InputError(
+            f"override {text!r} is not understood: write section.key=value, as in inversion.iterations=500."
+        )
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return {section: {name: parsed}} if section else {name: parsed}
+
+
+def _merge(values: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                raise InputError(f"recipe section {key!r} must be a table, not {value!r}.")
+            values[key].update(value)
+        else:
+            values[key] = value
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise InputError(
+                f"unknown recipe key {prefix + key!r}: the keys are {', '.join(prefix + k for k in hints)}."
+            )
+        values[key] = _convert(hints[key], value, prefix + key)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) not in (tuple, None) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            inner = typing.get_args(option)[0]
+            return tuple(_convert(inner, item, key) for item in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
+    raise InputError(f"recipe key {key!r} must be {names}, not {value!r}.")

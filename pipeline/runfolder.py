@@ -1,0 +1,177 @@
+"""A run folder: its lock, its manifest, and which stages need not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from inversion.errors import InputError
+from inversion.publish import publish
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+PACKAGES = {
+    "patch_rebirth": "patch-rebirth",
+    "torch": "torch",
+    "timm": "timm",
+    "modelopt": "nvidia-modelopt",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime-gpu",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Files that a stage published, and what it measured."""
+
+    outputs: list[Path]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class RunFolder:
+    """`with RunFolder(path) as run:` holds the folder's lock; the manifest is rewritten after each stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = {}
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"run folder {str(self.path)!r} is in use by another process: wait, or take --out."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"run folder {str(self.path)!r} is not writable ({error.strerror}): take another with --out."
+            ) from error
+        self.manifest = _read_manifest(self.path / MANIFEST)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def begin(self, recipe: dict[str, Any], teacher: dict[str, Any]) -> None:
+        """State what this run is; a verdict of an earlier recipe is taken back before anything runs."""
+        stages = self.manifest.get("stages", [])
+        self.manifest = {
+            "schema": SCHEMA,
+            "recipe": recipe,
+            "teacher": teacher,
+            "versions": versions(),
+            "stages": stages,
+            "validation": None,
+        }
+        self._write()
+
+    def stage(self, name: str, inputs: dict[str, Any], run: Callable[[], StageResult]) -> dict[str, Any]:
+        """The record of stage `name`: the one on file if digest and outputs still match, else of `run()` now."""
+        digest = stage_digest(name, inputs)
+        record = next((old for old in self.manifest["stages"] if old["name"] == name), None)
+        if record and record["digest"] == digest and all(self._intact(output) for output in record["outputs"]):
+            record["cached"] = True
+        else:
+            self._forget(name)
+            start = time.perf_counter()
+            result = run()
+            record = {
+                "name": name,
+                "digest": digest,
+                "seconds": round(time.perf_counter() - start, 3),
+                "cached": False,
+                "outputs": [self._describe(path) for path in result.outputs],
+                "metrics": result.metrics,
+            }
+            self.manifest["stages"].append(record)
+        self._write()
+        return record
+
+    def conclude(self, validation: dict[str, Any]) -> None:
+        """Write the verdict."""
+        self.manifest["validation"] = validation
+        self._write()
+
+    def _forget(self, name: str) -> None:
+        self.manifest["stages"] = [old for old in self.manifest["stages"] if old["name"] != name]
+        self._write()
+
+    def _intact(self, output: dict[str, Any]) -> bool:
+        path = self.path / output["path"]
+        return path.is_file() and path.stat().st_size == output["bytes"] and file_sha256(path) == output["sha256"]
+
+    def _describe(self, path: Path) -> dict[str, Any]:
+        relative = path.relative_to(self.path).as_posix()
+        return {"path": relative, "sha256": file_sha256(path), "bytes": path.stat().st_size}
+
+    def _write(self) -> None:
+        publish(self.path / MANIFEST, json.dumps(self.manifest, indent=1).encode())
+
+
+def stage_digest(name: str, inputs: dict[str, Any]) -> str:
+    """Hash of what a stage depends on: its slice of the recipe, the digests it consumes, its version."""
+    return hashlib.sha256(json.dumps([name, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages that a run's results depend on; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "machine": f"{os.cpu_count()} CPUs"}
+    for key, package in PACKAGES.items():
+        found[key] = _version(package) or (_version("onnxruntime") if key == "onnxruntime" else None)
+    return found
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an existing run folder; `InputError` where there is none that can be read."""
+    manifest = _read_manifest(folder / MANIFEST)
+    if not manifest:
+        raise InputError(f"{str(folder)!r} holds no {MANIFEST} of schema {SCHEMA}: make one with `pipeline build`.")
+    return manifest
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Empty where the file is missing or not a manifest: everything then runs again."""
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA and isinstance(manifest.get("stages"), list)
+    return manifest if whole and all(_is_record(stage) for stage in manifest["stages"]) else {}
+
+
+def _is_record(stage: Any) -> bool:
+    return (
+        isinstance(stage, dict)
+        and {"name", "digest", "outputs", "metrics"} <= stage.keys()
+        and isinstance(stage["outputs"], list)
+        and all(isinstance(o, dict) and {"path", "sha256", "bytes"} <= o.keys() for o in stage["outputs"])
+    )

@@ -1,0 +1,233 @@
+"""A build: its stages, each from files to files, in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calib.fidelity import Fidelity
+from calib.quantize import Quantized, quantize
+from calib.quantized import QuantizedWeights
+from calib.scheme import QuantScheme
+from calib.views import split_held_out
+from export.engine import build_engine, choose_backend
+from export.graph import export_float, export_quantized, write_int4
+from export.qdq import qdq_module
+from inversion.errors import InputError
+from inversion.images import SparseImages, load_images
+from inversion.invert import invert
+from inversion.publish import publish
+from inversion.settings import Inversion
+from inversion.sparse import sparse_forward
+from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
+from pipeline.display import Advance, Display
+from pipeline.preprocess import preprocess_steps
+from pipeline.recipe import Recipe
+from pipeline.report import write_junit, write_report
+from pipeline.runfolder import RunFolder, StageResult
+from pipeline.valdata import ValData, digits_held_out, open_val_data
+from pipeline.validation import fingerprint, validate
+
+STAGE_VERSIONS = {"invert": 1, "quantize": 1, "export": 1, "engine": 1, "validate": 1}
+"""Raised when a stage's code starts to give other results from the same inputs."""
+
+
+def build(recipe: Recipe, folder: Path, display: Display) -> dict[str, Any]:
+    """Every stage in one run folder; returns the manifest. What can be refused is refused before any work."""
+    QuantScheme.parse(recipe.bits)
+    backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
+    teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    val_data = real_pictures(recipe, teacher)
+    with RunFolder(folder) as run:
+        work = Build(recipe, teacher, val_data, backend, run, display)
+        run.begin(recipe.to_dict(), describe_teacher(teacher))
+        work.invert()
+        work.quantize()
+        work.export()
+        work.engine()
+        run.conclude(work.validate())
+        write_report(run.manifest, folder)
+        write_junit(run.manifest, folder / "junit.xml")
+        return run.manifest
+
+
+class Build:
+    """The stages of one run. Each method runs its stage, or finds it unchanged, and notes its digest."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Teacher,
+        val_data: ValData | None,
+        backend: str | None,
+        run: RunFolder,
+        display: Display,
+    ) -> None:
+        self.recipe, self.teacher, self.val_data, self.backend = recipe, teacher, val_data, backend
+        self.run, self.display, self.folder = run, display, run.path
+        self.scheme = QuantScheme.parse(recipe.bits)
+        self.digests: dict[str, str] = {}
+
+    def invert(self) -> None:
+        job = self.recipe.inversion
+
+        def work() -> StageResult:
+            paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display)
+            images = load_images(self.folder / "images")
+            return StageResult(paths, {"images": len(images), "confidence": confidence(self.teacher, images)})
+
+        self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
+
+    def quantize(self) -> None:
+        recipe, path = self.recipe, self.folder / "quantized.safetensors"
+
+        def work() -> StageResult:
+            images = load_images(self.folder / "images")
+            with self.display.steps("training", recipe.training.updates) as advance:
+                quantized = quantize(
+                    self.teacher, images, self.scheme, recipe.calibration, recipe.training,
+                    lambda done, kl: advance(done, f"KL {kl:.4f}"),
+                )  # fmt: skip
+            quantized.weights.save(path)
+            return StageResult([path], describe_quantized(quantized))
+
+        settings = [str(self.scheme), dataclasses.asdict(recipe.calibration), dataclasses.asdict(recipe.training)]
+        self._stage("quantize", work, settings=settings, images=self.digests["invert"])
+
+    def export(self) -> None:
+        def work() -> StageResult:
+            with self.display.steps("export", 3) as advance:
+                return StageResult(export_files(self.teacher, self.weights(), self.folder, advance))
+
+        self._stage("export", work, weights=self.digests["quantize"])
+
+    def engine(self) -> None:
+        archs = self.recipe.engine.arch if self.backend else ()
+
+        def work() -> StageResult:
+            for stale in self.folder.glob("engine.*"):
+                stale.unlink()
+            outputs, specs = [], []
+            with self.display.steps("engine", len(archs)) as advance:
+                for number, arch in enumerate(archs, start=1):
+                    path = self.folder / f"engine.{self.backend}.{arch}.plan"
+                    spec = build_engine(self.folder / "model.onnx", path, arch, self.backend)
+                    outputs += [path, path.with_name(path.name + ".json")]
+                    specs.append({"path": path.name, **dataclasses.asdict(spec)})
+                    advance(number, arch)
+            return StageResult(outputs, {"engines": specs})
+
+        record = self._stage("engine", work, archs=archs, backend=self.backend, model=self.digests["export"])
+        self.engines = record["metrics"]["engines"]
+
+    def validate(self) -> dict[str, Any]:
+        limits = self.recipe.validation.limits(self.scheme.weight_bits)
+
+        def work() -> StageResult:
+            _, held_out = split_held_out(load_images(self.folder / "images"), self.recipe.calibration.held_out)
+            mosaics, weights = held_out.mosaics(), self.weights()
+            total = len(mosaics) + (len(self.val_data) if self.val_data else 0)
+            with self.display.steps("validation", total) as advance:
+                verdict = validate(
+                    self.teacher, weights, qdq_module(self.teacher.model, weights), self.folder,
+                    mosaics, self.val_data, limits, advance,
+                )  # fmt: skip
+            verdict["runtimes"]["tensorrt"] = self.engines or None
+            return StageResult([], verdict)
+
+        data = fingerprint(self.recipe.val_data, self.recipe.class_map)
+        return self._stage("validate", work, limits=limits, data=data, engines=self.digests["engine"])["metrics"]
+
+    def weights(self) -> QuantizedWeights:
+        return QuantizedWeights.load(self.folder / "quantized.safetensors")
+
+    def _stage(self, name: str, work: Callable[[], StageResult], **inputs: Any) -> dict[str, Any]:
+        record = self.run.stage(name, {"version": STAGE_VERSIONS[name], **inputs}, work)
+        self.digests[name] = record["digest"]
+        self.display.stage(record)
+        return record
+
+
+def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
+    """The pictures that judge the result and do nothing else: `val_data`, or the built-in teacher's own."""
+    if recipe.val_data is not None:
+        return open_val_data(recipe.val_data, teacher.spec, recipe.class_map)
+    if recipe.class_map is not None:
+        raise InputError(f"class map {recipe.class_map!r} needs pictures: add --val-data.")
+    return digits_held_out(teacher.spec) if recipe.teacher == DIGITS_VIT and not recipe.checkpoint else None
+
+
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
+    """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
+    remark = ""
+
+    def on_step(done: int, loss: float) -> None:
+        nonlocal remark
+        remark = f"loss {loss:.3f}" if loss == loss else remark
+        advance(done, remark)
+
+    with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
+        paths = invert(teacher, job, folder, on_step)
+    for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+@torch.inference_mode()
+def confidence(teacher: Teacher, images: SparseImages) -> list[float]:
+    """Mean probability that the teacher gives the target class, by detachment point (Figure 6 of the paper)."""
+    found = torch.zeros(len(images))
+    for rows in images.by_count():
+        for part in rows.split(64):
+            patches, kept = images[part].trimmed()
+            logits = sparse_forward(teacher.model, patches.to(teacher.device), kept.to(teacher.device)).cpu()
+            found[part] = logits.softmax(-1).gather(1, images.labels[part].long().unsqueeze(1)).squeeze(1)
+    return [round(float(found[images.stage == stage].mean()), 4) for stage in images.stage.unique()]
+
+
+def describe_quantized(quantized: Quantized) -> dict[str, Any]:
+    """Ranges tried and what training did, all on held-out synthetic images."""
+
+    def plain(fidelity: Fidelity) -> dict[str, float]:
+        return {"kl": round(fidelity.kl, 6), "agreement": round(fidelity.agreement, 4)}
+
+    training = quantized.training
+    return {
+        "range_method": quantized.method,
+        "ranges_tried": {name: plain(value) for name, value in quantized.tried.items()},
+        "calibrated": plain(training.calibrated),
+        "trained": plain(training.best),
+        "kept": "training" if training.best_update else "calibration alone: training did not help on held-out images",
+        "best_update": training.best_update,
+        "history": [{"update": update, **plain(value)} for update, value in training.history],
+    }
+
+
+def export_files(teacher: Teacher, weights: QuantizedWeights, folder: Path, advance: Advance) -> list[Path]:
+    """model.onnx, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare with, preprocess.json."""
+    about = {"teacher": weights.teacher, "teacher_sha256": weights.teacher_sha256}
+    quantized, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
+    module = qdq_module(teacher.model, weights)
+    export_quantized(module, teacher.spec, quantized, {**about, "scheme": str(weights.scheme)})
+    advance(1, "")
+    export_float(teacher.model, teacher.spec, baseline, {**about, "scheme": "float32"})
+    advance(2, "")
+    packed.unlink(missing_ok=True)
+    if four_bits := [name for name, bits in weights.layers.items() if bits.weight == 4]:
+        write_int4(quantized, packed, four_bits)
+    steps = folder / "preprocess.json"
+    publish(steps, json.dumps(preprocess_steps(teacher.spec), indent=1).encode())
+    advance(3, "")
+    return [quantized, baseline, *([packed] if four_bits else []), steps]
+
+
+def describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    """The `teacher` part of the manifest; `input_size` is [C, H, W]."""
+    spec = teacher.spec
+    size = [spec.channels, *spec.size]
+    return {"name": teacher.name, "sha256": teacher.sha256, "num_classes": spec.num_classes, "input_size": size}

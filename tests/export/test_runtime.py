@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import Quantized
+
+from export.runtime import measure_latency, open_runtime
+from inversion.errors import InputError, MachineError
+
+Make = Callable[[str], Quantized]
+
+
+def test_session_runs_and_says_what_it_is(quantized: Make) -> None:
+    """A session gives every output by name, the provider that loaded, and the version."""
+    made = quantized("w8a8")
+    with open_runtime(made.path, threads=1) as session:
+        assert (session.provider, session.version) == ("CPUExecutionProvider", onnxruntime.__version__)
+        assert session.inputs == {"input": (None, 1, 32, 32)}
+        for batch in (1, 3):
+            found = session.run({"input": made.images[:batch].numpy()})
+            assert {name: value.shape for name, value in found.items()} == {"logits": (batch, 10)}
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w8a16"])
+def test_optimised_session_agrees_with_torch(quantized: Make, bits: str) -> None:
+    """With all of ONNX Runtime's rewrites, on any x86, the logits stay within the quantization noise of torch's."""
+    made = quantized(bits)
+    want = made.module(made.images).numpy()
+    noise = np.linalg.norm(want - made.model(made.images).numpy())
+    with open_runtime(made.path) as session:
+        got = session.run({"input": made.images.numpy()})["logits"]
+    assert np.linalg.norm(got - want) < (1e-3 if bits == "w8a16" else 0.25) * noise
+
+
+def test_wrong_feeds_are_refused(quantized: Make) -> None:
+    """A wrong name, shape or type is refused with what the model takes and what it was given."""
+    zeros = np.zeros((1, 1, 32, 32), np.float32)
+    with open_runtime(quantized("w8a8").path) as session:
+        for feeds in ({"pixels": zeros}, {"input": zeros[..., 1:]}, {"input": zeros.astype(np.float64)}):
+            with pytest.raises(InputError, match=r"takes {'input': \(None, 1, 32, 32\)} and was given {'.*float"):
+                session.run(feeds)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model" * 9])
+def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Another file, or none, is refused in one sentence, and nothing is printed."""
+    path = tmp_path / "m.onnx"
+    with pytest.raises(InputError, match="does not exist"), open_runtime(path):
+        pass
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a model that ONNX Runtime can load"), open_runtime(path):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_provider_is_refused(quantized: Make) -> None:
+    """The message names the providers there are."""
+    with pytest.raises(InputError, match="unknown provider 'tpu': take cpu or cuda"):
+        open_runtime(quantized("w8a8").path, "tpu").__enter__()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the provider would start here")
+def test_provider_that_falls_back_is_refused(quantized: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """Asked for CUDA on a machine without it, the CPU is not used in its place, and nothing is printed."""
+    with pytest.raises(MachineError, match="'cuda'"):
+        open_runtime(quantized("w8a8").path, "cuda").__enter__()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_latency_of_models_in_turn(quantized: Make, float_path: Path) -> None:
+    """Every model is timed the same number of times, warm-up left out; median and p95 are of the samples."""
+    found = measure_latency({"float": float_path, "int8": quantized("w8a8").path}, batch=2, threads=1, runs=5, warmup=1)
+    assert list(found) == ["float", "int8"]
+    for latency in found.values():
+        assert latency.n == len(latency.samples_ms) == 5
+        assert latency.median_ms == sorted(latency.samples_ms)[2]
+        assert 0 < latency.median_ms <= latency.p95_ms <= max(latency.samples_ms)
+
+
+def test_latency_of_nothing_is_refused(float_path: Path) -> None:
+    """A batch or a number of runs below one is refused."""
+    with pytest.raises(InputError, match="batch 0 and runs 30 must both be 1 or more"):
+        measure_latency({"float": float_path}, batch=0)
+    with pytest.raises(InputError, match="batch 1 and runs 0"):
+        measure_latency({"float": float_path}, runs=0)
