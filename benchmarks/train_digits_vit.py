@@ -9,33 +9,25 @@ saved weights. The schedule is fixed: no epoch is chosen by the held-out digits.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import sklearn
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from recording import RECORDS, write_record
 from timm.layers import PatchDropout, build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from export.compare import wilson_interval
 from inversion.teacher import DIGITS_WEIGHTS, InputSpec, digits_vit, load_teacher
 from inversion.tensorfile import write_tensors
 from pipeline.preprocess import transform
 from pipeline.valdata import digits_held_out, digits_split
 
 FORMAT = "patch-rebirth.teacher/1"
-RECORDS = Path(__file__).parent / "records"
 SPEC = InputSpec((32, 32), (0.5,), (0.5,), "bicubic", 1.0, 10)
 BATCH = 64
 PEAK_RATE = 1.5e-3
@@ -111,56 +103,6 @@ def held_out_correct(weights: Path) -> tuple[int, int]:
     return sum(int((teacher.logits(images).argmax(1) == labels).sum()) for images, labels in data), data.count
 
 
-def wilson(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% confidence interval of a share."""
-    share, square = correct / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return middle - half, middle + half
-
-
-def commit() -> str:
-    """The commit that the code stands at, with "-dirty" where files differ from it."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(git, cwd=RECORDS, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def record(args: argparse.Namespace, seconds: float, correct: int, count: int) -> dict[str, Any]:
-    low, high = wilson(correct, count)
-    return {
-        "name": "digits_vit",
-        "command": " ".join(["python", "benchmarks/train_digits_vit.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": f"{processor()}, {os.cpu_count()} cores of {platform.machine()}, {args.threads} used",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "seed": args.seed,
-        "epochs": args.epochs,
-        "train_pictures": len(digits_split()[0]),
-        "held_out_pictures": count,
-        "seconds": round(seconds, 1),
-        "held_out_correct": correct,
-        "held_out_top1": correct / count,
-        "held_out_top1_interval_95": [round(low, 4), round(high, 4)],
-        "weights_dtype": "float16",
-        "weights_sha256": load_teacher("digits_vit", args.weights).sha256,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=45)
@@ -175,10 +117,24 @@ def main() -> None:
     seconds = time.perf_counter() - start
     half = {key: value.half() for key, value in model.state_dict().items()}
     write_tensors(args.weights, half, {"format": FORMAT, "architecture": "digits_vit", "seed": str(args.seed)})
-    result = record(args, seconds, *held_out_correct(args.weights))
-    path = args.records / f"{datetime.now(UTC):%Y-%m-%d}_digits_vit.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    correct, count = held_out_correct(args.weights)
+    write_record(
+        "digits_vit",
+        {
+            "seed": args.seed,
+            "epochs": args.epochs,
+            "threads": args.threads,
+            "train_pictures": len(digits_split()[0]),
+            "held_out_pictures": count,
+            "seconds": round(seconds, 1),
+            "held_out_correct": correct,
+            "held_out_top1": correct / count,
+            "held_out_top1_interval_95": wilson_interval(correct, count),
+            "weights_dtype": "float16",
+            "weights_sha256": load_teacher("digits_vit", args.weights).sha256,
+        },
+        args.records,
+    )
 
 
 if __name__ == "__main__":

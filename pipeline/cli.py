@@ -152,7 +152,7 @@ def engine(
     model: Annotated[Path, typer.Argument(help="model.onnx with Q/DQ.")],
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
     arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
-    backend: Annotated[str, typer.Option(help="tensorrt, tensorrt_rtx, or auto.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
 ) -> None:
     """ONNX in, TensorRT engines out; needs neither torch nor ModelOpt."""
     from export.engine import build_engine, choose_backend
