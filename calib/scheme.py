@@ -24,7 +24,7 @@ class QuantScheme:
     """Symmetric integers: weights per output channel, activations per tensor.
 
     Every linear, the patch embedding and the head are quantized. The first and the last layer carry
-    `max(weight_bits, 8)` bits, as in LSQ (Esser et al., 2020, section 3): they are 4% of a DeiT's weights.
+    `max(weight_bits, 8)` bits, as in LSQ (Esser et al., 2020, section 3): they are 6% of DeiT-Tiny's weights.
     """
 
     weight_bits: int

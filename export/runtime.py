@@ -17,6 +17,14 @@ from inversion.errors import InputError, MachineError
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 WARNING, FATAL = 2, 4  # what ONNX Runtime prints by default; all it may print here, since errors are exceptions
 
+EXACT = {
+    # x86 without VNNI adds two products of 8 bits in 16 and saturates: wrong logits, unless weights become unsigned
+    "session.x64quantprecision": "1",
+    # 1 is float32: by default, inputs that the scheme leaves float would be rounded to 8 bits for integer weights
+    "session.qdq_matmulnbits_accuracy_level": "1",
+}
+"""Session settings without which ONNX Runtime's integer products are not the model's."""
+
 Array = npt.NDArray[np.float32]
 
 
@@ -119,10 +127,8 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options.log_severity_level = FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
-    # x86 without VNNI adds two products of 8 bits in 16 and saturates: wrong logits, unless weights become unsigned
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    # 1 is float32: by default, inputs that the scheme leaves float would be rounded to 8 bits for integer weights
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    for key, value in EXACT.items():
+        options.add_session_config_entry(key, value)
     # threads that spin on after a run would slow the model that is timed next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -18,6 +18,7 @@ from calib.views import split_held_out
 from export.engine import build_engine, choose_backend
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
+from export.runtime import EXACT
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.invert import invert
@@ -221,7 +222,8 @@ def export_files(teacher: Teacher, weights: QuantizedWeights, folder: Path, adva
     if four_bits := [name for name, bits in weights.layers.items() if bits.weight == 4]:
         write_int4(quantized, packed, four_bits)
     steps = folder / "preprocess.json"
-    publish(steps, json.dumps(preprocess_steps(teacher.spec), indent=1).encode())
+    words = {**preprocess_steps(teacher.spec), "onnxruntime": {"session_config": EXACT}}
+    publish(steps, json.dumps(words, indent=1).encode())
     advance(3, "")
     return [quantized, baseline, *([packed] if four_bits else []), steps]
 
