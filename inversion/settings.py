@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from inversion.errors import InputError
 
@@ -34,8 +35,13 @@ class Inversion:
         for name in ("images", "iterations", "batch", "division_factor"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not self.learning_rate > 0 or not self.tv_weight >= 0:
-            raise InputError("learning_rate must be positive and tv_weight not negative.")
+        if not 0 < self.learning_rate < inf or not 0 <= self.tv_weight < inf:
+            raise InputError(
+                "learning_rate must be positive and tv_weight not negative, both finite, "
+                f"not {self.learning_rate} and {self.tv_weight}."
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas must be two numbers from 0 to below 1, not {self.betas}.")
         if self.batch < self.images_per_trajectory:
             raise InputError(f"batch {self.batch} is less than one trajectory's {self.images_per_trajectory} images.")
 

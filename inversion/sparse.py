@@ -40,7 +40,9 @@ def embed(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
     # timm adds constants to the patches and puts constants before them, whatever its prefix tokens are called
     constants = model._pos_embed(x.new_zeros(1, model.patch_embed.num_patches, x.shape[-1]))
     prefix, positions = constants.split([model.num_prefix_tokens, model.patch_embed.num_patches], dim=1)
-    x = torch.cat([prefix.expand(batch, -1, -1), x + positions[0][kept]], dim=1)
+    x = x + positions[0][kept]
+    # a copy by `cat` alone would change the layout, and so the order in which average pooling sums
+    x = torch.cat([prefix.expand(batch, -1, -1), x], dim=1) if model.num_prefix_tokens else x
     return model.norm_pre(x)
 
 

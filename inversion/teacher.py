@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import os
 import socket
@@ -15,10 +14,10 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from inversion.checkpoint import first_line, read_checkpoint, weights_sha256
 from inversion.errors import InputError, MachineError
 
 ALIASES = {
@@ -28,7 +27,6 @@ ALIASES = {
 }
 DIGITS_VIT = "digits_vit"
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_vit.safetensors"
-READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 PLAIN_VIT = (
     "a plain Vision Transformer works: DeiT, DeiT-distilled, DeiT-III, ViT augreg, CLIP ViT, "
     "with class token or average pooling"
@@ -139,6 +137,8 @@ def require_plain_vit(model: nn.Module, name: str) -> None:
         reason = f"it is a {type(model).__name__}"
     elif model.pos_embed is None:
         reason = "it has no absolute position embedding"
+    elif model.dynamic_img_size:
+        reason = "its input size is dynamic"
     elif model.attn_pool is not None:
         reason = "it pools with attention"
     elif model.global_pool not in ("token", "avg"):
@@ -159,39 +159,6 @@ def _is_plain_block(block: nn.Module) -> bool:
     if type(block).__name__ != "Block" or type(block.attn).__name__ != "Attention":
         return False
     return getattr(block.attn, "gate", None) is None
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a .pth/.pt that is read with `weights_only=True`.
-
-    A training checkpoint's weights are found under `model`, `state_dict` or `model_ema`. Every tensor must be
-    finite. Nothing in the file is ever executed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-    for key, value in state.items():
-        if value.layout is not torch.strided or value.dtype not in READABLE:
-            raise InputError(
-                f"checkpoint {str(path)!r} has {key!r} as {value.layout} {value.dtype}: save its weights as float32."
-            )
-        # as float32, which is what the teacher computes in: a float64 can leave its range
-        if not bool(torch.isfinite(value.float()).all()):
-            raise InputError(
-                f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher."
-            )
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def weights_sha256(state: dict[str, Tensor]) -> str:
-    """sha256 over sorted names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _freeze(name: str, model: VisionTransformer, device: str) -> Teacher:
@@ -237,7 +204,7 @@ def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
     try:
         return timm.create_model(timm_name, pretrained=False, **kwargs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"timm cannot build {timm_name!r}: {_first_line(error)}.") from error
+        raise InputError(f"timm cannot build {timm_name!r}: {first_line(error)}.") from error
 
 
 def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
@@ -248,7 +215,7 @@ def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
         return timm.create_model(timm_name, pretrained=True)
     except Exception as error:
         raise MachineError(
-            f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}): "
+            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}): "
             "give them with --checkpoint FILE (.safetensors or .pth)."
         ) from error
 
@@ -296,40 +263,4 @@ def _load_state(model: VisionTransformer, state: dict[str, Tensor], name: str, p
 
 def _mismatch(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-    return (lines[0].rstrip(".") if lines else _first_line(error)) or type(error).__name__
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} is not a whole safetensors file ({_first_line(error)}): copy it again."
-        ) from error
-
-
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    # torch raises whatever its zip reader or unpickler raises: all of them mean "not plain tensors"
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} is truncated or holds more than plain tensors, so it was not read: "
-            "save its state_dict as safetensors."
-        ) from error
-    for key in ("model", "state_dict", "model_ema"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
-        raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
-    return loaded
-
-
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ")[:200] if lines else type(error).__name__
+    return (lines[0].rstrip(".") if lines else first_line(error)) or type(error).__name__

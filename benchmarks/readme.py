@@ -1,0 +1,65 @@
+"""Copy the README's tables from the newest records.
+
+    python benchmarks/readme.py
+
+Between `<!-- record: NAME -->` and `<!-- end -->` stands what the newest `*_NAME.json` says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+README = Path(__file__).parent.parent / "README.md"
+MARKED = re.compile(r"<!-- record: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def main() -> None:
+    README.write_text(filled(README.read_text()))
+
+
+def filled(text: str) -> str:
+    """`text` with every marked table made again from its record."""
+    return MARKED.sub(lambda match: f"<!-- record: {match[1]} -->\n{_table(match[1])}\n<!-- end -->", text)
+
+
+def _table(name: str) -> str:
+    path = max(RECORDS.glob(f"????-??-??_{name}.json"))
+    record = json.loads(path.read_text())
+    real, runtime = record["validation"]["real"], record["validation"]["runtimes"]["onnxruntime"]
+    low, high = real["agreement_interval"]
+    bits = record["recipe"]["bits"]
+    engines = record["validation"]["runtimes"]["tensorrt"]
+    engine = ", ".join(f"{e['backend']} {e['arch']} {e['bytes'] / 1e6:.1f} MB, {_status(e)}" for e in engines)
+    rows = [
+        ("", "FP32", bits),
+        ("---", "---:", "---:"),
+        (f"top-1, {real['n']} real pictures", _percent(real["teacher_top1"]), _percent(real["top1"])),
+        (
+            "agreement with the teacher (95% interval)",
+            "",
+            f"{_percent(real['agreement'])} ({_percent(low)} to {_percent(high)})",
+        ),
+        ("KL to the teacher", "", f"{real['kl']:.4f}"),
+        ("ONNX file, MB", *(f"{runtime[key]['bytes'] / 1e6:.2f}" for key in ("float", "quantized"))),
+        ("ONNX Runtime latency, batch 1, FP32 = 1", "1.00", f"{runtime['latency_ratio']:.2f}"),
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    minutes = sum(record["seconds"].values()) / 60
+    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in all. Engine: {engine}."
+    return "\n".join([*lines, "", f"{about} Record: `benchmarks/records/{path.name}`."])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _status(engine: dict[str, Any]) -> str:
+    return "executed" if engine["executed"] else "built, not executed"
+
+
+if __name__ == "__main__":
+    main()

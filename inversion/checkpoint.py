@@ -1,0 +1,85 @@
+"""Weights from files of others: tensors and nothing else, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from inversion.errors import InputError
+
+READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a .pth/.pt that is read with `weights_only=True`.
+
+    A training checkpoint's weights are found under `model`, `state_dict` or `model_ema`. Every tensor must be
+    finite. Nothing in the file is ever executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    for key, value in state.items():
+        if value.layout is not torch.strided or value.dtype not in READABLE:
+            raise InputError(
+                f"checkpoint {str(path)!r} has {key!r} as {value.layout} {value.dtype}: save its weights as float32."
+            )
+        # as float32, which is what the teacher computes in: a float64 can leave its range
+        if not bool(torch.isfinite(value.float()).all()):
+            raise InputError(
+                f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher."
+            )
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def weights_sha256(state: dict[str, Tensor]) -> str:
+    """sha256 over sorted names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} is not a whole safetensors file ({first_line(error)}): copy it again."
+        ) from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    # torch raises whatever its zip reader or unpickler raises: all of them mean "not plain tensors"
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} is truncated or holds more than plain tensors, so it was not read: "
+            "save its state_dict as safetensors."
+        ) from error
+    for key in ("model", "state_dict", "model_ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
+        raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
+    return loaded
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ")[:200] if lines else type(error).__name__

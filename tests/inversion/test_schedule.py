@@ -1,0 +1,110 @@
+"""How many patches stay active for how long, and which jobs are refused."""
+
+import re
+from math import inf, nan
+
+import pytest
+
+from inversion.errors import InputError
+from inversion.schedule import Stage, schedule
+from inversion.settings import Inversion
+
+RATES = "learning_rate must be positive and tv_weight not negative, both finite, not "
+
+
+@pytest.mark.parametrize("v", [1, 2, 3, 4, 5, 6, 7, 196])
+def test_pri_tiles_the_grid(v: int) -> None:
+    """K = floor(196 / v) patches leave as each image, the last holds the rest, and together they are all 196."""
+    stages = schedule("pri", 196, 4000, v, 76)
+    leaving = [stage.leave for stage in stages]
+    assert leaving[:-1] == [196 // v] * (v - 1)
+    assert leaving[-1] == 196 - (v - 1) * (196 // v)
+    assert [stage.active for stage in stages] == [196 - k * (196 // v) for k in range(v)]
+
+
+@pytest.mark.parametrize(("iterations", "v"), [(4000, 4), (4000, 3), (100, 7), (7, 7), (10, 4)])
+def test_pri_spends_all_iterations(iterations: int, v: int) -> None:
+    """Detachment points are k * floor(T / v); the last stage takes what v does not divide."""
+    lengths = [stage.iterations for stage in schedule("pri", 196, iterations, v, 76)]
+    assert lengths[:-1] == [iterations // v] * (v - 1)
+    assert sum(lengths) == iterations
+
+
+def test_dmi_is_one_dense_stage() -> None:
+    """DMI keeps every patch to the end."""
+    assert schedule("dmi", 196, 4000, 4, 76) == [Stage(4000, 196, 196)]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "active"),
+    [(50, [196, 164, 137, 115, 96]), (76, [196, 137, 95, 66, 46]), (86, [196, 119, 72, 43, 26])],
+)
+def test_smi_prunes_as_published(sparsity: int, active: list[int]) -> None:
+    """SMI prunes a share of what is active at 50, 100, 200 and 300: 196, 137, 95, 66, 46 at 76% (appendix D)."""
+    stages = schedule("smi", 196, 4000, 4, sparsity)
+    assert [stage.active for stage in stages] == active
+    assert [stage.iterations for stage in stages] == [50, 50, 100, 100, 3700]
+    assert [stage.active - stage.leave for stage in stages] == [*active[1:], 0]
+    assert stages[-1].leave == active[-1]
+    assert abs(1 - active[-1] / 196 - sparsity / 100) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pri", 16, 100, 17, 76), "division factor 17 does not divide 16 patches: take 1 to 16."),
+        (("pri", 16, 100, 0, 76), "division factor 0 does not divide 16 patches: take 1 to 16."),
+        (("pri", 16, 3, 4, 76), "3 iterations are too few for division factor 4: take at least 4."),
+        (("smi", 196, 300, 4, 76), "300 iterations end before SMI's last pruning at 300: take more."),
+        (("smi", 196, 4000, 4, 60), "sparsity 60 is not one of SMI's: take 50, 76, 86."),
+        (("dmi", 196, 0, 4, 76), "0 iterations invert nothing: take at least 1."),
+        (("gan", 196, 100, 4, 76), "unknown method 'gan': take one of dmi, smi, pri."),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments: tuple[str, int, int, int, int], message: str) -> None:
+    """A schedule that cannot be kept is refused with the value and the limit."""
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        schedule(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "gan"}, "unknown method 'gan': take one of dmi, smi, pri."),
+        ({"images": 0}, "images must be at least 1, not 0."),
+        ({"iterations": -1}, "iterations must be at least 1, not -1."),
+        ({"batch": 0}, "batch must be at least 1, not 0."),
+        ({"division_factor": 0}, "division_factor must be at least 1, not 0."),
+        ({"learning_rate": 0.0}, RATES + "0.0 and 0.0001."),
+        ({"learning_rate": nan}, RATES + "nan and 0.0001."),
+        ({"learning_rate": inf}, RATES + "inf and 0.0001."),
+        ({"tv_weight": -1.0}, RATES + "0.25 and -1.0."),
+        ({"tv_weight": nan}, RATES + "0.25 and nan."),
+        ({"tv_weight": inf}, RATES + "0.25 and inf."),
+        ({"betas": (0.5, 1.0)}, "betas must be two numbers from 0 to below 1, not (0.5, 1.0)."),
+        ({"betas": (-0.1, 0.9)}, "betas must be two numbers from 0 to below 1, not (-0.1, 0.9)."),
+        ({"betas": (0.9,)}, "betas must be two numbers from 0 to below 1, not (0.9,)."),
+        ({"batch": 3, "division_factor": 4}, "batch 3 is less than one trajectory's 4 images."),
+    ],
+)
+def test_impossible_jobs_are_refused(values: dict[str, object], message: str) -> None:
+    """A job refuses a bad value when it is made."""
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Inversion(**values)
+
+
+@pytest.mark.parametrize(
+    ("job", "trajectories", "shards"),
+    [
+        (Inversion(images=8, batch=8), 2, [range(2)]),
+        (Inversion(images=9, batch=8), 3, [range(2), range(2, 3)]),
+        (Inversion(images=20, batch=9), 5, [range(2), range(2, 4), range(4, 5)]),
+        (Inversion(method="dmi", images=5, batch=2), 5, [range(2), range(2, 4), range(4, 5)]),
+        (Inversion(method="smi", images=1, batch=1), 1, [range(1)]),
+    ],
+)
+def test_images_and_batch_count_sparse_images(job: Inversion, trajectories: int, shards: list[range]) -> None:
+    """A PRI trajectory yields v images, so a batch holds floor(batch / v) of them, and no fewer images than asked."""
+    assert job.trajectories == trajectories
+    assert job.shards() == shards
+    assert job.trajectories * job.images_per_trajectory >= job.images

@@ -1,0 +1,41 @@
+"""The README says what the records and the command line say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.cli import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def _readme_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_the_records() -> None:
+    """Every figure in a marked table is the newest record's."""
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- record: demo -->" in text
+    assert _readme_script().filled(text) == text
+
+
+def test_every_command_is_documented() -> None:
+    """The README names every verb, and no verb that is not there."""
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    named = set(re.findall(r"pipeline ([a-z]+)`", (ROOT / "README.md").read_text()))
+    assert named == verbs
+
+
+def test_no_host_of_a_registry_and_no_path_of_a_machine() -> None:
+    """Constraints name packages and versions only."""
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line), line
