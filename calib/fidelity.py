@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from calib.views import Views
+
+OnStep = Callable[[int, float], None]
+"""Called with (steps done, KL to the teacher now)."""
 
 
 @dataclass(frozen=True, order=True)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
-from calib.fidelity import Fidelity, fidelity, kl_to_teacher
+from calib.fidelity import Fidelity, OnStep, fidelity, kl_to_teacher
 from calib.lsq import keep_positive, learn_steps
 from calib.settings import Training
 from calib.views import Views
 from inversion.errors import NumericalError
 from inversion.sparse import sparse_forward
-
-OnUpdate = Callable[[int, float], None]
-"""Called with (updates done, KL of the last batch)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def train(
     images: Views,
     held_out: Views,
     settings: Training,
-    on_update: OnUpdate | None = None,
+    on_update: OnStep | None = None,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
 

@@ -16,7 +16,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from calib.fidelity import Fidelity, fidelity
+from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.scheme import FLOAT_BITS, QuantScheme
 from calib.settings import AUTO, AUTO_METHODS, Calibration
 from calib.views import Views
@@ -68,6 +68,7 @@ def calibrate(
     images: Views,
     held_out: Views,
     settings: Calibration,
+    on_step: OnStep | None = None,
 ) -> tuple[str, dict[str, Fidelity]]:
     """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
 
@@ -83,7 +84,7 @@ def calibrate(
         for name, quantizer in quantizers.items():
             _set_range(name, quantizer, "max" if method == "kl" else method)
         if method == "kl":
-            shrink_ranges(model, teacher, images.first(SEARCH_IMAGES))
+            shrink_ranges(model, teacher, images.first(SEARCH_IMAGES), on_step)
         tried[method] = fidelity(model, held_out, teacher_logits)
         found[method] = {name: quantizer.amax.clone() for name, quantizer in quantizers.items()}
     best = min(tried, key=lambda name: tried[name])
@@ -92,7 +93,9 @@ def calibrate(
     return best, tried
 
 
-def shrink_ranges(model: VisionTransformer, teacher: VisionTransformer, images: Views) -> None:
+def shrink_ranges(
+    model: VisionTransformer, teacher: VisionTransformer, images: Views, on_step: OnStep | None = None
+) -> None:
     """For each activation quantizer by itself, the share of its range with the least KL to the teacher.
 
     Synthetic images reach further than real ones in a ViT's first MLPs: on DeiT-Tiny the first GELU's range is
@@ -102,7 +105,7 @@ def shrink_ranges(model: VisionTransformer, teacher: VisionTransformer, images: 
     teacher_logits = images.logits(teacher)
     for quantizer in quantizers.values():
         quantizer.disable_quant()
-    for quantizer in quantizers.values():
+    for done, quantizer in enumerate(quantizers.values(), start=1):
         quantizer.enable_quant()
         widest = quantizer.amax.clone()
         losses = {}
@@ -113,6 +116,8 @@ def shrink_ranges(model: VisionTransformer, teacher: VisionTransformer, images: 
                 break
         quantizer.amax = widest * min(losses, key=lambda share: losses[share])
         quantizer.disable_quant()
+        if on_step:
+            on_step(done, min(losses.values()))
     for quantizer in quantizers.values():
         quantizer.enable_quant()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 
 Advance = Callable[[int, str], None]
 """Called with (steps done, a short remark such as the loss)."""
+OnPhase = Callable[[str, int, int, float], None]
 
 
 class Display:
@@ -37,6 +38,22 @@ class Display:
         with Progress(*columns, console=self.progress_console) as progress:
             task = progress.add_task(title, total=total, remark="")
             yield lambda done, remark: progress.update(task, completed=done, remark=remark)
+
+    @contextmanager
+    def phases(self) -> Iterator[OnPhase]:
+        """For work that tells (phase, steps done, steps, KL): a bar a phase, from its first step on."""
+        current = ""
+        advance: Advance
+        with ExitStack() as stack:
+
+            def on_phase(phase: str, done: int, total: int, kl: float) -> None:
+                nonlocal current, advance
+                if phase != current:
+                    stack.close()
+                    current, advance = phase, stack.enter_context(self.steps(phase, total))
+                advance(done, f"KL {kl:.4f}")
+
+            yield on_phase
 
     def _lines(self, title: str, total: int) -> Advance:
         reached = 0

@@ -26,10 +26,8 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     found = load_images(images)
     _same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with display.steps("training", recipe.training.updates) as advance:
-        quantized = quantize(
-            teacher, found, scheme, recipe.calibration, recipe.training, lambda done, kl: advance(done, f"KL {kl:.4f}")
-        )
+    with display.phases() as on_phase:
+        quantized = quantize(teacher, found, scheme, recipe.calibration, recipe.training, on_phase)
     quantized.weights.save(out)
     best = quantized.training.best
     display.say(

@@ -89,11 +89,8 @@ class Build:
 
         def work() -> StageResult:
             images = load_images(self.folder / "images")
-            with self.display.steps("training", recipe.training.updates) as advance:
-                quantized = quantize(
-                    self.teacher, images, self.scheme, recipe.calibration, recipe.training,
-                    lambda done, kl: advance(done, f"KL {kl:.4f}"),
-                )  # fmt: skip
+            with self.display.phases() as on_phase:
+                quantized = quantize(self.teacher, images, self.scheme, recipe.calibration, recipe.training, on_phase)
             quantized.weights.save(path)
             return StageResult([path], describe_quantized(quantized))
 

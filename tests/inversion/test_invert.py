@@ -1,0 +1,357 @@
+"""The inversion loop: what its images promise, and what a shard depends on."""
+
+import math
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from inversion import invert as inversion_invert
+from inversion.errors import NumericalError
+from inversion.images import SparseImages
+from inversion.invert import invert, invert_shard, shard_metadata, total_variation
+from inversion.settings import Inversion
+from inversion.sparse import importance, patchify, sparse_forward
+from inversion.teacher import InputSpec, Teacher
+
+METHODS = {
+    "pri": Inversion(images=12, batch=12, iterations=12),
+    "pri, 16 patches by 3": Inversion(images=6, batch=6, iterations=10, division_factor=3),
+    "pri, 16 patches by 7": Inversion(images=14, batch=14, iterations=10, division_factor=7),
+    "dmi": Inversion(method="dmi", images=3, batch=3, iterations=5),
+    "smi": Inversion(method="smi", images=2, batch=2, iterations=301),
+}
+METHOD = pytest.mark.parametrize("method", METHODS)
+QUICK = Inversion(images=12, batch=4, iterations=4, division_factor=2)
+"""Three shards of two trajectories."""
+
+
+def tiny_teacher(channels: int = 1) -> Teacher:
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, channels, num_classes=5, embed_dim=32, depth=2, num_heads=2)
+    model = model.eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.add_(0.2 * torch.randn_like(weight))
+    mean, std = ((0.5,), (0.25,)) if channels == 1 else ((0.5, 0.4, 0.3), (0.2, 0.3, 0.5))
+    return Teacher(model, InputSpec((32, 32), mean, std, "bicubic", 1.0, 5), "tiny", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return tiny_teacher()
+
+
+@pytest.fixture
+def whole_images(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Patches [B, N, C*P*P] of the whole picture at every iteration, as the TV norm sees it."""
+    seen: list[Tensor] = []
+
+    def recorded(images: Tensor) -> Tensor:
+        seen.append(patchify(images.detach(), (8, 8)).clone())
+        return total_variation(images)
+
+    monkeypatch.setattr(inversion_invert, "total_variation", recorded)
+    return seen
+
+
+@METHOD
+def test_images_have_the_documented_shape(teacher: Teacher, method: str) -> None:
+    """Rows in order of trajectory and stage, one label a trajectory, padding of -1 and 0 at the end of a row."""
+    job = METHODS[method]
+    images = invert_shard(teacher, job, 0)
+    v = job.images_per_trajectory
+    assert images.trajectory.tolist() == [trajectory for trajectory in range(job.trajectories) for _ in range(v)]
+    assert images.stage.tolist() == list(range(1, v + 1)) * job.trajectories
+    assert bool((images.labels.view(-1, v) == images.labels.view(-1, v)[:, :1]).all())
+    live = images.kept >= 0
+    assert bool((live.long().diff(dim=1) <= 0).all())
+    assert bool((images.kept[~live] == -1).all())
+    assert not images.patches[~live].any()
+    assert images.patches.shape == (*images.kept.shape, 64)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "smi"])
+def test_images_of_a_trajectory_tile_the_grid(teacher: Teacher, method: str) -> None:
+    """The v images of one trajectory share no patch and together hold all of them; K = floor(N / v)."""
+    job = METHODS[method]
+    images = invert_shard(teacher, job, 0)
+    v = job.images_per_trajectory
+    for trajectory in range(job.trajectories):
+        kept = images.kept[images.trajectory == trajectory]
+        assert sorted(kept[kept >= 0].tolist()) == list(range(16))
+        assert (kept >= 0).sum(1).tolist() == [16 // v] * (v - 1) + [16 - (v - 1) * (16 // v)]
+
+
+def test_smi_keeps_the_published_share(teacher: Teacher) -> None:
+    """16 patches pruned by 0.3 at each of four points: 11, 7, 4, 2."""
+    images = invert_shard(teacher, METHODS["smi"], 0)
+    assert [len(set(row.tolist())) for row in images.kept] == [2, 2]
+    assert images.stage.tolist() == [1, 1]
+
+
+@METHOD
+def test_pixels_are_those_of_real_images(teacher: Teacher, method: str) -> None:
+    """Every pixel lies between black and white, in normalised values, and reaches both."""
+    images = invert_shard(teacher, METHODS[method], 0)
+    assert float(images.patches.min()) == (0 - 0.5) / 0.25
+    assert float(images.patches.max()) == (1 - 0.5) / 0.25
+
+
+def test_each_channel_has_its_own_range() -> None:
+    """The valid range follows the channel's own mean and deviation."""
+    images = invert_shard(tiny_teacher(channels=3), QUICK, 0)
+    low, high = images.mosaics().amin((0, 2, 3)), images.mosaics().amax((0, 2, 3))
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.5])
+    assert torch.equal(low, (0 - mean) / std)
+    assert torch.equal(high, (1 - mean) / std)
+
+
+def test_iterations_make_the_class_likelier(teacher: Teacher) -> None:
+    """The teacher's cross-entropy on the dense images falls below that of guessing."""
+    images = invert_shard(teacher, Inversion(method="dmi", images=5, batch=5, iterations=60, learning_rate=0.1), 0)
+    logits = sparse_forward(teacher.model, images.patches, images.kept.long())
+    loss = torch.nn.functional.cross_entropy(logits, images.labels.long())
+    assert float(loss) < 0.5 * math.log(5)
+
+
+def test_teacher_stays_frozen(teacher: Teacher) -> None:
+    """Inversion changes no weight and gives none a gradient."""
+    before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    invert_shard(teacher, QUICK, 0)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.model.state_dict().items())
+    assert all(weight.grad is None and not weight.requires_grad for weight in teacher.model.parameters())
+
+
+def test_detached_patches_stop_moving(teacher: Teacher, whole_images: list[Tensor]) -> None:
+    """From its detachment on, a patch keeps the pixels that its image has; the others go on moving."""
+    job = METHODS["pri"]
+    images = invert_shard(teacher, job, 0)
+    assert len(whole_images) == job.iterations == 12
+    for row in range(len(images)):
+        kept, stage = images.kept[row].long(), int(images.stage[row])
+        states = [state[images.trajectory[row].item(), kept] for state in whole_images]
+        point = stage * 3  # iterations before this image left
+        assert all(torch.equal(state, images.patches[row]) for state in states[point:])
+        assert all(not torch.equal(one, other) for one, other in pairwise(states[:point]))
+
+
+def test_the_most_important_patches_leave_first(
+    teacher: Teacher, whole_images: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PRI detaches those active patches that get most attention at that moment, unaugmented, in grid order."""
+    scored: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def recorded(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+        scored.append((patches.clone(), kept.clone(), importance(model, patches, kept)))
+        return scored[-1][2]
+
+    monkeypatch.setattr(inversion_invert, "importance", recorded)
+    images = invert_shard(teacher, METHODS["pri"], 0)
+    assert len(scored) == 3
+    for stage, (patches, kept, scores) in enumerate(scored, start=1):
+        chosen = scores.topk(4, dim=1).indices
+        want = kept.gather(1, chosen).sort(1).values
+        assert torch.equal(images.kept[images.stage == stage].long(), want)
+        # the next iteration's picture still holds in place what was scored here
+        state = whole_images[3 * stage]
+        assert torch.equal(state.gather(1, kept.unsqueeze(-1).expand_as(patches)), patches)
+
+
+def test_pruned_patches_are_gone(teacher: Teacher, whole_images: list[Tensor]) -> None:
+    """In SMI, a pruned patch is 0 from its pruning on, and the images that end are those that were optimised."""
+    invert_shard(teacher, METHODS["smi"], 0)
+    living = [int((state != 0).any(-1).sum()) // 2 for state in whole_images]
+    assert living == [16] * 50 + [11] * 50 + [7] * 100 + [4] * 100 + [2]
+
+
+def test_one_update_is_eq_1_with_adam(teacher: Teacher, whole_images: list[Tensor]) -> None:
+    """The update follows cross-entropy + lambda * TV of that image alone: checked against a plain computation."""
+    job = replace(METHODS["dmi"], tv_weight=0.03, iterations=2)
+    images = invert_shard(teacher, job, 0)
+    draws: list[list[int]] = []
+
+    def recorded(*arguments: object) -> Tensor:
+        offsets = torch.zeros(2, 3, dtype=torch.long)
+        draws.append(offsets.tolist())
+        return offsets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion_invert, "draw_offsets", recorded)
+        whole_images.clear()
+        images = invert_shard(teacher, job, 0)
+    pixels = whole_images[0].clone().requires_grad_()
+    optimizer = torch.optim.Adam([pixels], lr=0.25, betas=(0.5, 0.99))
+    for _ in range(2):
+        optimizer.zero_grad()
+        picture = torch.stack([_unpatchify(image) for image in pixels])
+        smooth = sum(_plain_tv(image) for image in picture)
+        entropy = torch.nn.functional.cross_entropy(
+            teacher.model(picture), images.labels.view(3).long(), reduction="sum"
+        )
+        (entropy + 0.03 * smooth).backward()
+        optimizer.step()
+        with torch.no_grad():
+            pixels.clamp_(-2, 2)
+    # Adam divides by the gradient's own size, so that the rounding of near-zero gradients shows
+    torch.testing.assert_close(images.patches, pixels.detach(), rtol=1e-3, atol=1e-3)
+
+
+def _unpatchify(patches: Tensor) -> Tensor:
+    rows = [torch.cat([patches[row * 4 + column].view(8, 8) for column in range(4)], dim=1) for row in range(4)]
+    return torch.cat(rows, dim=0).unsqueeze(0)
+
+
+def _plain_tv(image: Tensor) -> Tensor:
+    """Sum over the four directions of the norm of neighbour differences, pixel by pixel: image [C, H, W]."""
+    channels, height, width = image.shape
+    total = image.new_zeros(())
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        squares = [
+            (image[c, y + down, x + right] - image[c, y, x]) ** 2
+            for c in range(channels)
+            for y in range(height - down)
+            for x in range(max(0, -right), width - max(0, right))
+        ]
+        total = total + torch.stack(squares).sum().sqrt()
+    return total
+
+
+def test_total_variation_is_the_plain_formula() -> None:
+    """Horizontal, vertical and both diagonal differences, a Frobenius norm each, an image by itself."""
+    images = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = torch.stack([_plain_tv(image) for image in images])
+    # the same float64 squares, summed in another order
+    torch.testing.assert_close(total_variation(images), want, rtol=1e-12, atol=0)
+
+
+def test_same_seed_gives_the_same_bytes(teacher: Teacher, tmp_path: Path) -> None:
+    """Two runs write equal files; another seed writes others."""
+    jobs = {"a": QUICK, "b": QUICK, "c": replace(QUICK, seed=1)}
+    files = {name: [path.read_bytes() for path in invert(teacher, job, tmp_path / name)] for name, job in jobs.items()}
+    assert files["a"] == files["b"]
+    assert all(one != other for one, other in zip(files["a"], files["c"], strict=True))
+    assert len(set(files["a"])) == 3
+
+
+def test_a_shard_depends_only_on_its_number(teacher: Teacher, tmp_path: Path) -> None:
+    """Shard 1 made alone equals shard 1 of a whole run, whatever the caller's own random state."""
+    paths = invert(teacher, QUICK, tmp_path / "all")
+    torch.manual_seed(99)
+    invert_shard(teacher, QUICK, 1).save(tmp_path / "alone")
+    assert [path.name for path in paths] == [f"shard-{number:05d}.safetensors" for number in range(3)]
+    assert (tmp_path / "alone").read_bytes() == paths[1].read_bytes()
+
+
+def test_inversion_leaves_the_callers_random_state(teacher: Teacher) -> None:
+    """Generators are passed: the global one is not touched."""
+    before = torch.get_rng_state()
+    invert_shard(teacher, QUICK, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_more_images_only_add_shards(teacher: Teacher) -> None:
+    """A larger job of the same batch begins with the same images."""
+    more = replace(QUICK, images=20)
+    one, other = invert_shard(teacher, QUICK, 2), invert_shard(teacher, more, 2)
+    assert torch.equal(one.patches, other.patches)
+    assert torch.equal(one.labels, other.labels)
+    assert one.metadata == other.metadata
+
+
+def test_every_class_comes_before_any_repeats(teacher: Teacher) -> None:
+    """12 trajectories of 5 classes: two whole rounds in random order, then two of the next."""
+    job = Inversion(method="dmi", images=12, batch=5, iterations=1)
+    labels = torch.cat([invert_shard(teacher, job, number).labels for number in range(3)]).tolist()
+    assert sorted(labels[:5]) == sorted(labels[5:10]) == [0, 1, 2, 3, 4]
+    assert len(set(labels[10:])) == 2
+    assert labels[:5] != labels[5:10]
+
+
+def test_shards_that_exist_are_not_made_again(teacher: Teacher, tmp_path: Path) -> None:
+    """A second run of the same job touches no file, and an interrupted one makes only what is missing."""
+    paths = invert(teacher, QUICK, tmp_path)
+    whole = [path.read_bytes() for path in paths]
+    for path in paths:
+        os.utime(path, ns=(0, 0))
+    paths[1].unlink()
+    assert invert(teacher, QUICK, tmp_path) == paths
+    assert [path.stat().st_mtime_ns == 0 for path in paths] == [True, False, True]
+    assert [path.read_bytes() for path in paths] == whole
+
+
+def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
+    """A shard that is cut off, or was made by another recipe or teacher, is replaced."""
+    want = [path.read_bytes() for path in invert(teacher, QUICK, tmp_path / "want")]
+    folder = tmp_path / "mixed"
+    paths = invert(teacher, replace(QUICK, tv_weight=1.0), folder)
+    other = replace(invert_shard(teacher, QUICK, 1), metadata=shard_metadata(replace(teacher, sha256="1"), QUICK, 1))
+    other.save(paths[1])
+    paths[2].write_bytes(want[2][:-1])
+    assert [path.read_bytes() for path in invert(teacher, QUICK, folder)] == want
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iterations": 5},
+        {"division_factor": 4},
+        {"learning_rate": 0.2},
+        {"betas": (0.5, 0.9)},
+        {"tv_weight": 0.0},
+        {"seed": 1},
+        {"method": "dmi"},
+        {"batch": 8},
+        {"images": 2},
+    ],
+)
+def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, object]) -> None:
+    """Whatever changes a shard's bytes changes its metadata."""
+    assert shard_metadata(teacher, replace(QUICK, **change), 0) != shard_metadata(teacher, QUICK, 0)
+
+
+def test_metadata_is_as_documented(teacher: Teacher) -> None:
+    """Every key that the format promises is there, as a string that reads as the document says."""
+    metadata = invert_shard(teacher, QUICK, 1).metadata
+    want = {
+        "method": "pri", "grid": "4x4", "patch_size": "8", "channels": "1", "mean": "0.5", "std": "0.25",
+        "division_factor": "2", "iterations": "4", "seed": "0", "shard": "1", "teacher_sha256": "0" * 64,
+    }  # fmt: skip
+    assert want.items() <= metadata.items()
+    assert all(isinstance(value, str) for value in metadata.values())
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    """The error names shard and iteration, and nothing is written."""
+    teacher = tiny_teacher()
+    teacher.model.head.weight[2, 3] = torch.nan
+    with pytest.raises(NumericalError, match=r"^the loss of shard 0 is not finite at iteration 4: lower the learning"):
+        invert(teacher, QUICK, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NumericalError, match=r"shard 2 is not finite at iteration 25: "):
+        invert_shard(teacher, replace(QUICK, iterations=60), 2)
+
+
+def test_progress_counts_the_whole_job(teacher: Teacher, tmp_path: Path) -> None:
+    """Iterations done rise to shards x T, and the loss is a number wherever something was computed."""
+    calls: list[tuple[int, float]] = []
+    invert(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    done = [count for count, _ in calls]
+    assert done == sorted(done)
+    assert done[-1] == 3 * 4
+    assert sum(math.isfinite(loss) for _, loss in calls) == 3
+    calls.clear()
+    invert(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    assert [count for count, _ in calls] == [4, 8, 12]
+
+
+def test_written_shards_hold_what_was_inverted(teacher: Teacher, tmp_path: Path) -> None:
+    """A file's pixels are the inverted ones in float16, still within the valid range."""
+    (path, *_) = invert(teacher, QUICK, tmp_path)
+    found, made = SparseImages.load(path), invert_shard(teacher, QUICK, 0)
+    assert torch.equal(found.patches, made.patches.half().float())
+    assert torch.equal(found.kept, made.kept)
