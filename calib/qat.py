@@ -60,8 +60,9 @@ def train(
         optimizer.step()
         schedule.step()
         keep_positive(steps)
+        value = _finite(loss, done, settings)
         if on_update:
-            on_update(done, _finite(loss, done, settings))
+            on_update(done, value)
         if done % every == 0 or done == settings.updates:
             now = fidelity(student, held_out, held_logits)
             history.append((done, now))

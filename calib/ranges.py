@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.fidelity import Fidelity, OnStep, fidelity
-from calib.scheme import FLOAT_BITS, QuantScheme
+from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, AUTO_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
@@ -81,8 +81,8 @@ def calibrate(
     tried: dict[str, Fidelity] = {}
     found: dict[str, dict[str, Tensor]] = {}
     for method in AUTO_METHODS if settings.method == AUTO else (settings.method,):
-        for name, quantizer in quantizers.items():
-            _set_range(name, quantizer, "max" if method == "kl" else method)
+        for quantizer in quantizers.values():
+            _set_range(quantizer, "max" if method == "kl" else method)
         if method == "kl":
             shrink_ranges(model, teacher, images.first(SEARCH_IMAGES), on_step)
         tried[method] = fidelity(model, held_out, teacher_logits)
@@ -122,10 +122,24 @@ def shrink_ranges(
         quantizer.enable_quant()
 
 
+class _Histogram(HistogramCalibrator):
+    """ModelOpt's histogram of a layer's inputs, which by itself cannot start from zeros or tell what is not finite."""
+
+    def __init__(self, name: str, bits: int) -> None:
+        super().__init__(bits)
+        self.name = name
+
+    def collect(self, x: Tensor) -> None:
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(f"the inputs of {self.name} are not finite numbers: the teacher or the images are broken.")
+        if bool(x.any()):
+            super().collect(x)
+
+
 @contextmanager
 def _collecting(quantizers: dict[str, TensorQuantizer]) -> Iterator[None]:
-    for quantizer in quantizers.values():
-        quantizer._calibrator = HistogramCalibrator(quantizer.num_bits)
+    for name, quantizer in quantizers.items():
+        quantizer._calibrator = _Histogram(name, quantizer.num_bits)
         quantizer.disable_quant()
         quantizer.enable_calib()
     yield
@@ -134,19 +148,34 @@ def _collecting(quantizers: dict[str, TensorQuantizer]) -> Iterator[None]:
         quantizer.enable_quant()
 
 
-def _set_range(name: str, quantizer: TensorQuantizer, method: str) -> None:
+def _set_range(quantizer: TensorQuantizer, method: str) -> None:
     calibrator = quantizer._calibrator
-    if method == "max":
+    if calibrator._calib_hist is None:
+        amax = torch.tensor(1.0)  # a layer whose input is always 0 needs some step, and any will do
+    elif method == "max":
         amax = calibrator._calib_bin_edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
+    elif method == "mse":
+        amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
     else:
         amax = calibrator.compute_amax(method)
-    amax = torch.as_tensor(amax, dtype=torch.float32)
-    if not bool(torch.isfinite(amax)):
-        raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
-    # a layer whose input is always 0 needs some step, and any will do
-    quantizer.amax = amax if amax > 0 else torch.ones(())
+    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32)
+
+
+def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
+    """The range whose rounding and clipping of a histogram of absolute values err least in squares.
+
+    ModelOpt 0.47 hands its own search the bits as a bias, so that it always ends at its smallest candidate.
+    """
+    _, high = integer_range(bits)
+    centers = (edges[1:] + edges[:-1]) / 2
+    candidates = edges[-1] * torch.linspace(1, 0.02, 99, device=edges.device)
+    errors = [
+        ((centers * high / amax).round().clamp(max=high) * amax / high - centers).square() @ counts
+        for amax in candidates
+    ]
+    return candidates[torch.stack(errors).argmin()]
 
 
 @contextmanager

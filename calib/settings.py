@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from inversion.errors import InputError
 
@@ -17,8 +18,8 @@ VIEWS = ("mosaic", "sparse")
 class Calibration:
     """How activation ranges are set: `method` on `views` of the images.
 
-    `max`, `percentile`, `mse` and `entropy` are ModelOpt's; `kl` shrinks each max range while the KL to the teacher
-    falls; `auto` tries all but `entropy`.
+    `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `kl` shrinks each max range while
+    the KL to the teacher falls; `auto` tries all but `entropy`.
 
     `held_out` is the share of trajectories that only judge: they choose the method and what training keeps.
     """
@@ -61,8 +62,9 @@ class Training:
         for name in ("batch", "checks", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"training {name} must be at least 1, not {getattr(self, name)}.")
-        if self.updates < 0 or self.learning_rate < 0 or self.step_learning_rate < 0:
-            raise InputError("training updates and learning rates must not be negative.")
+        for name in ("updates", "learning_rate", "step_learning_rate"):
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(f"training {name} must be finite and not negative, not {getattr(self, name)}.")
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from inversion.errors import InputError, PatchRebirthError
 
 DEBUG = "--debug"
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 app = typer.Typer(
     help="Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out.",
@@ -54,7 +56,7 @@ def build(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """All stages: teacher in; quantized weights, ONNX, engine and report out, in one run folder."""
+    """All stages: a teacher in; ONNX, engine and report out."""
     from pipeline.recipe import make_recipe
 
     flags = {
@@ -65,6 +67,8 @@ def build(
         flags["engine"] = {"arch": parse_archs(arch)}
     chosen = make_recipe(flags, recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
+    if junit:
+        _require_place(junit)
 
     from pipeline.display import Display
     from pipeline.report import write_junit
@@ -154,7 +158,7 @@ def engine(
     arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
 ) -> None:
-    """ONNX in, TensorRT engines out; needs neither torch nor ModelOpt."""
+    """ONNX in, TensorRT engines out; needs no torch."""
     from export.engine import build_engine, choose_backend
 
     archs = parse_archs(arch)
@@ -176,7 +180,14 @@ def validate(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check a run folder again, on other pictures or with other gates; exit code 1 when a gate fails."""
+    """Judge a run again, on other pictures or with other gates.
+
+    The exit code is 1 when a gate fails.
+    """
+    from pipeline.runfolder import load_manifest
+
+    load_manifest(target)
+
     from pipeline.display import Display
     from pipeline.single import validate_run
 
@@ -189,18 +200,20 @@ def validate(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """A run folder's HTML report again."""
-    from pipeline.report import write_report
     from pipeline.runfolder import load_manifest
 
     manifest = load_manifest(run)
     if manifest["validation"] is None:
         raise InputError(f"the run in {str(run)!r} has not reached its verdict: finish it with `pipeline build`.")
+
+    from pipeline.report import write_report
+
     typer.echo(str(write_report(manifest, run)))
 
 
 @app.command()
 def doctor() -> None:
-    """What this machine can do: devices, versions, backends, and how to mend what is missing."""
+    """What this machine can do, and how to mend what is missing."""
     from pipeline.doctor import examine
 
     for line in examine():
@@ -209,7 +222,7 @@ def doctor() -> None:
 
 def parse_archs(text: str) -> tuple[str, ...]:
     """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+    return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def main() -> None:
@@ -222,11 +235,33 @@ def main() -> None:
     debug = DEBUG in sys.argv
     try:
         app([argument for argument in sys.argv[1:] if argument != DEBUG])
-    except PatchRebirthError as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sentence, code = _explain(error)
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code of an error; what nobody foresaw must not read as a failed gate, which is 1."""
+    if isinstance(error, PatchRebirthError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make room on the disk" if full else "give another path, or the right to use it"
+        return f"{str(error.filename)!r} cannot be used ({error.strerror}): {mend}.", 3 if full else 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
+        return "the memory of this machine or its GPU is not enough: take smaller batches.", 3
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"the program itself is at fault ({what}): run it with {DEBUG} and report what it prints.", UNFORESEEN
+
+
+def _require_place(junit: Path) -> None:
+    """Refuse at once a path that could not be written in the end; an earlier verdict there goes."""
+    if junit.is_dir() or not junit.parent.is_dir():
+        raise InputError(f"--junit {str(junit)!r} is no file in a folder that exists: give another path.")
+    junit.unlink(missing_ok=True)
 
 
 def _text(path: Path | None) -> Any:

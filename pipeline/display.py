@@ -23,7 +23,7 @@ class Display:
         self.progress_console = Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
-        self.progress_console.print(text, highlight=False)
+        self.progress_console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def steps(self, title: str, total: int) -> Iterator[Advance]:
@@ -73,40 +73,47 @@ class Display:
         self.say(f"{record['name']}: {how}")
 
     def results(self, manifest: dict[str, Any]) -> None:
-        """The table of results, the gates, and the verdict."""
-        table = Table(title=f"{manifest['teacher']['name']} {manifest['recipe']['bits']}")
+        """The table of results, the gates, and the engines; a line that is too wide is wrapped by the terminal."""
         rows = result_rows(manifest)
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column == "model" else "right")
+        table = Table(*rows[0], title=f"{manifest['teacher']['name']} {manifest['recipe']['bits']}")
+        for column in table.columns[1:]:
+            column.justify = "right"
         for row in rows:
             table.add_row(*row.values())
         self.out.print(table)
         validation = manifest["validation"]
         for gate in validation["gates"]:
             mark = "passed" if gate["passed"] else "FAILED"
-            self.out.print(
-                f"gate {gate['name']}: {gate['value']:.4g} (limit {gate['limit']:.4g}) {mark}", highlight=False
-            )
+            self._line(f"gate {gate['name']}: {gate['value']:.4g} (limit {gate['limit']:.4g}) {mark}")
         for engine in validation["runtimes"]["tensorrt"] or []:
             status = "executed" if engine["executed"] else "built, not executed"
-            self.out.print(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}", highlight=False)
+            self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
+
+    def _line(self, text: str) -> None:
+        self.out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
-    """Accuracy, agreement, size and latency of the float and the quantized ONNX, as text."""
+    """Accuracy, agreement, size and latency as text: a row a measure, a column a model."""
     validation = manifest["validation"]
     runtime, real, synthetic = validation["runtimes"]["onnxruntime"], validation["real"], validation["synthetic"]
-    rows = []
-    for key, title in (("float", "FP32 ONNX"), ("quantized", f"{manifest['recipe']['bits']} ONNX")):
-        ours = key == "quantized"
-        row = {"model": title}
-        if real:
-            row["top-1 %"] = f"{100 * (real['top1'] if ours else real['teacher_top1']):.2f}"
-            row[f"agreement % (n={real['n']})"] = f"{100 * real['agreement']:.2f}" if ours else ""
-            row["KL"] = f"{real['kl']:.4f}" if ours else ""
-        row[f"synthetic agreement % (n={synthetic['n']})"] = f"{100 * synthetic['agreement']:.2f}" if ours else ""
-        row["synthetic KL"] = f"{synthetic['kl']:.4f}" if ours else ""
-        row["MB"] = f"{runtime[key]['bytes'] / 1e6:.2f}"
-        row["ms"] = f"{runtime[key]['median_ms']:.2f}"
-        rows.append(row)
-    return rows
+    measures = []
+    if real:
+        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * real[k]:.2f}" for k in ("teacher_top1", "top1"))))
+        measures += _fidelity(real, "real")
+    measures += _fidelity(synthetic, "synthetic")
+    models = runtime["float"], runtime["quantized"]
+    measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
+    measures.append(("latency, ms a picture", *(f"{model['median_ms']:.2f}" for model in models)))
+    names = "", "FP32 ONNX", f"{manifest['recipe']['bits']} ONNX"
+    return [dict(zip(names, measure, strict=True)) for measure in measures]
+
+
+def _fidelity(found: dict[str, Any], kind: str) -> list[tuple[str, str, str]]:
+    """Agreement with the teacher, with its 95% interval, and KL; the float model is the teacher."""
+    low, high = found["agreement_interval"]
+    agreement = f"{100 * found['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return [
+        (f"agreement, % of {found['n']} {kind} [95%]", "", agreement),
+        (f"KL, nats, {kind}", "", f"{found['kl']:.4f}"),
+    ]

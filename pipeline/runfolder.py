@@ -21,6 +21,7 @@ from inversion.publish import publish
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+KEYS = {"schema", "recipe", "teacher", "versions", "stages", "validation"}
 PACKAGES = {
     "patch_rebirth": "patch-rebirth",
     "torch": "torch",
@@ -86,10 +87,14 @@ class RunFolder:
         """The record of stage `name`: the one on file if digest and outputs still match, else of `run()` now."""
         digest = stage_digest(name, inputs)
         record = next((old for old in self.manifest["stages"] if old["name"] == name), None)
-        if record and record["digest"] == digest and all(self._intact(output) for output in record["outputs"]):
+        damaged = [output for output in record["outputs"] if not self._intact(output)] if record else []
+        if record and record["digest"] == digest and not damaged:
             record["cached"] = True
+            self.manifest["stages"].remove(record)
         else:
-            self._forget(name)
+            for output in damaged:  # a stage that resumes from its own files would take it for a finished one
+                (self.path / output["path"]).unlink(missing_ok=True)
+            self.forget(name)
             start = time.perf_counter()
             result = run()
             record = {
@@ -100,7 +105,7 @@ class RunFolder:
                 "outputs": [self._describe(path) for path in result.outputs],
                 "metrics": result.metrics,
             }
-            self.manifest["stages"].append(record)
+        self.manifest["stages"].append(record)
         self._write()
         return record
 
@@ -109,9 +114,20 @@ class RunFolder:
         self.manifest["validation"] = validation
         self._write()
 
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Let stage `name` run again."""
         self.manifest["stages"] = [old for old in self.manifest["stages"] if old["name"] != name]
         self._write()
+
+    def require_intact(self) -> None:
+        """Raises `InputError` for a file that is no longer what its stage made."""
+        for stage in self.manifest["stages"]:
+            for output in stage["outputs"]:
+                if not self._intact(output):
+                    raise InputError(
+                        f"{str(self.path / output['path'])!r} is not the file that the run made: "
+                        "run its `pipeline build` again."
+                    )
 
     def _intact(self, output: dict[str, Any]) -> bool:
         path = self.path / output["path"]
@@ -128,6 +144,11 @@ class RunFolder:
 def stage_digest(name: str, inputs: dict[str, Any]) -> str:
     """Hash of what a stage depends on: its slice of the recipe, the digests it consumes, its version."""
     return hashlib.sha256(json.dumps([name, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def product_digest(record: dict[str, Any]) -> str:
+    """Hash of what a stage made, for the digest of those who consume it."""
+    return stage_digest(record["digest"], {output["path"]: output["sha256"] for output in record["outputs"]})
 
 
 def file_sha256(path: Path) -> str:
@@ -164,14 +185,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA and isinstance(manifest.get("stages"), list)
-    return manifest if whole and all(_is_record(stage) for stage in manifest["stages"]) else {}
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not manifest.keys() >= KEYS:
+        return {}
+    stages = manifest["stages"]
+    return manifest if isinstance(stages, list) and all(_is_record(stage) for stage in stages) else {}
 
 
 def _is_record(stage: Any) -> bool:
     return (
         isinstance(stage, dict)
-        and {"name", "digest", "outputs", "metrics"} <= stage.keys()
+        and {"name", "digest", "seconds", "cached", "outputs", "metrics"} <= stage.keys()
         and isinstance(stage["outputs"], list)
-        and all(isinstance(o, dict) and {"path", "sha256", "bytes"} <= o.keys() for o in stage["outputs"])
+        and all(_is_output(output) for output in stage["outputs"])
     )
+
+
+def _is_output(output: Any) -> bool:
+    """Whether it is one, and lies in the run folder: a damaged output is removed."""
+    if not isinstance(output, dict) or not {"path", "sha256", "bytes"} <= output.keys():
+        return False
+    path = Path(str(output["path"]))
+    return not path.is_absolute() 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ from inversion.images import load_images
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
 from pipeline.recipe import Recipe, make_recipe
-from pipeline.runfolder import RunFolder, load_manifest
+from pipeline.runfolder import RunFolder, load_manifest, product_digest
 from pipeline.stages import Build, export_files, real_pictures
+
+QUANTIZED = "quantized.safetensors"
 
 
 def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: Path, display: Display) -> None:
     """Shards in, `quantized.safetensors` out."""
+    if out.is_dir():
+        raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
     scheme = QuantScheme.parse(recipe.bits)
     teacher = load_teacher(recipe.teacher, checkpoint)
     found = load_images(images)
@@ -54,15 +57,17 @@ def validate_run(
     flags |= {key: value for key, value in (("val_data", val_data), ("class_map", class_map)) if value is not None}
     recipe = make_recipe(flags, None, overrides)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    _same_teacher(teacher, manifest["teacher"]["sha256"], folder)
     with RunFolder(folder) as run:
+        run.require_intact()
         work = Build(recipe, teacher, real_pictures(recipe, teacher), None, run, display)
         engine = next((stage for stage in manifest["stages"] if stage["name"] == "engine"), None)
         if engine is None:
             raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
-        work.digests["engine"], work.engines = engine["digest"], engine["metrics"]["engines"]
-        run.manifest["recipe"] = dataclasses.asdict(recipe)
-        run.conclude(work.validate())
-        return run.manifest
+        work.digests["engine"], work.engines = product_digest(engine), engine["metrics"]["engines"]
+        work.begin()
+        run.forget("validate")
+        return work.conclude()
 
 
 def _same_teacher(teacher: Teacher, sha256: str | None, path: Path) -> None:

@@ -30,31 +30,33 @@ from pipeline.display import Advance, Display
 from pipeline.preprocess import preprocess_steps
 from pipeline.recipe import Recipe
 from pipeline.report import write_junit, write_report
-from pipeline.runfolder import RunFolder, StageResult
+from pipeline.runfolder import RunFolder, StageResult, product_digest
 from pipeline.valdata import ValData, digits_held_out, open_val_data
 from pipeline.validation import fingerprint, validate
 
 STAGE_VERSIONS = {"invert": 1, "quantize": 1, "export": 1, "engine": 1, "validate": 1}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
+VERDICTS = ("report.html", "junit.xml")
+
 
 def build(recipe: Recipe, folder: Path, display: Display) -> dict[str, Any]:
     """Every stage in one run folder; returns the manifest. What can be refused is refused before any work."""
-    QuantScheme.parse(recipe.bits)
+    if recipe.inversion.trajectories < 2:
+        raise InputError(
+            f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
+        )
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
     val_data = real_pictures(recipe, teacher)
     with RunFolder(folder) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)
-        run.begin(recipe.to_dict(), describe_teacher(teacher))
+        work.begin()
         work.invert()
         work.quantize()
         work.export()
         work.engine()
-        run.conclude(work.validate())
-        write_report(run.manifest, folder)
-        write_junit(run.manifest, folder / "junit.xml")
-        return run.manifest
+        return work.conclude()
 
 
 class Build:
@@ -73,6 +75,19 @@ class Build:
         self.run, self.display, self.folder = run, display, run.path
         self.scheme = QuantScheme.parse(recipe.bits)
         self.digests: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """State what runs; nothing that tells an earlier verdict stays."""
+        self.run.begin(self.recipe.to_dict(), describe_teacher(self.teacher))
+        for name in VERDICTS:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def conclude(self) -> dict[str, Any]:
+        """Judge the run's files and write the verdict wherever it is read; returns the manifest."""
+        self.run.conclude(self.validate())
+        write_report(self.run.manifest, self.folder)
+        write_junit(self.run.manifest, self.folder / "junit.xml")
+        return self.run.manifest
 
     def invert(self) -> None:
         job = self.recipe.inversion
@@ -146,7 +161,7 @@ class Build:
 
     def _stage(self, name: str, work: Callable[[], StageResult], **inputs: Any) -> dict[str, Any]:
         record = self.run.stage(name, {"version": STAGE_VERSIONS[name], **inputs}, work)
-        self.digests[name] = record["digest"]
+        self.digests[name] = product_digest(record)
         self.display.stage(record)
         return record
 

@@ -180,10 +180,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "tensor missing": lambda: save_file({"kept": tensors["kept"]}, path, metadata),
         "tensor more": lambda: save_file({**tensors, "masks": torch.zeros(1)}, path, metadata),
     }
-    for what, write in foreign.items():
+    for write in foreign.values():
         write()
-        with pytest.raises(
-            InputError, match=r"^'.*shard-00000.safetensors' .*: make it again with `pipeline invert`\.$"
-        ):
+        with pytest.raises(InputError, match=r"shard-00000.safetensors' .*: make it again with `pipeline invert`\.$"):
             SparseImages.load(path)
-            pytest.fail(f"a file with {what} was loaded")

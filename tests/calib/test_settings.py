@@ -1,0 +1,64 @@
+"""Calibration and training refuse bad values when they are made."""
+
+import re
+from math import inf, nan
+
+import pytest
+
+from calib.settings import AUTO_METHODS, RANGE_METHODS, VIEWS, Calibration, Training
+from inversion.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"method": "best"},
+            "unknown range method 'best': take one of auto, max, percentile, mse, kl, entropy.",
+        ),
+        ({"views": "dense"}, "unknown calibration views 'dense': take one of mosaic, sparse."),
+        ({"held_out": 0.0}, "the held-out share must be above 0 and at most 0.5, not 0.0."),
+        ({"held_out": 0.6}, "the held-out share must be above 0 and at most 0.5, not 0.6."),
+        ({"held_out": -0.1}, "the held-out share must be above 0 and at most 0.5, not -0.1."),
+        ({"held_out": nan}, "the held-out share must be above 0 and at most 0.5, not nan."),
+    ],
+)
+def test_calibration_refuses(values: dict[str, object], message: str) -> None:
+    """The message names the value and what may stand there."""
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Calibration(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"views": "both"}, "unknown training views 'both': take one of mosaic, sparse."),
+        ({"optimizer": "adamw"}, "unknown optimizer 'adamw': take one of adam, sgd."),
+        ({"schedule": "linear"}, "unknown schedule 'linear': take one of cosine, constant."),
+        ({"batch": 0}, "training batch must be at least 1, not 0."),
+        ({"checks": 0}, "training checks must be at least 1, not 0."),
+        ({"patience": -1}, "training patience must be at least 1, not -1."),
+    ],
+)
+def test_training_refuses(values: dict[str, object], message: str) -> None:
+    """The message names the value and what may stand there."""
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Training(**values)
+
+
+@pytest.mark.parametrize("name", ["updates", "learning_rate", "step_learning_rate"])
+@pytest.mark.parametrize("value", [-1, nan, inf])
+def test_training_refuses_amounts_below_zero_or_without_end(name: str, value: float) -> None:
+    """Nothing is trained a negative number of times, uphill, or by a rate that makes every weight NaN."""
+    with pytest.raises(InputError, match=rf"^training {name} must be finite and not negative, not {value}\.$"):
+        Training(**{name: value})
+
+
+def test_every_named_choice_is_accepted() -> None:
+    """What the messages offer can be taken."""
+    for method in ("auto", *RANGE_METHODS):
+        for views in VIEWS:
+            assert Calibration(method=method, views=views, held_out=0.5).method == method
+    assert set(AUTO_METHODS) < set(RANGE_METHODS)
+    for optimizer in ("adam", "sgd"):
+        assert Training(updates=0, optimizer=optimizer, schedule="constant").updates == 0

@@ -1,0 +1,277 @@
+"""The command line: exact exit codes, one sentence on stderr, nothing left behind that looks finished."""
+
+import errno
+import pickle
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from inversion.teacher import DIGITS_WEIGHTS
+from pipeline import cli
+
+VERBS = ("build", "invert", "quantize", "export", "engine", "validate", "report", "doctor")
+HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn"}
+BUILD = "build --teacher digits_vit --bits w4a8 --out run"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
+    """The exit code of `pipeline LINE` in this process."""
+    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+class Malicious:
+    """Unpickling it would create the file `owned`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("owned", "w")
+
+
+@pytest.fixture(autouse=True)
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the command runs in, with one of each file that a user could get wrong."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second thread waits for a busy core far longer than these sums take
+    monkeypatch.chdir(tmp_path)
+    whole = DIGITS_WEIGHTS.read_bytes()
+    Path("truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    Path("malicious.pth").write_bytes(pickle.dumps(Malicious()))
+    save_file({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, "foreign.safetensors")
+    for name in ("empty", "no_pictures", "pictures/zebra", "broken_run"):
+        Path(name).mkdir(parents=True)
+    Path("no_pictures/notes.txt").write_text("none here")
+    Image.new("L", (8, 8)).save("pictures/zebra/1.png")
+    Path("classes.txt").write_text("".join(f"animal{number}\n" for number in range(10)))
+    Path("in_the_way").write_text("a file")
+    Path("not.onnx").write_bytes(b"not a model" * 9)
+    Path("broken_run/manifest.json").write_text('{"schema": 1, "stages": []}')
+    Path("wrong.toml").write_text("teacher = ")
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+REFUSALS = [
+    ("build --bits w4a8", "--teacher"),
+    ("build --teacher digits_vit", "--bits"),
+    ("build --teacher digits_vti --bits w4a8", "'digits_vti': the nearest names are digits_vit"),
+    ("build --teacher resnet50 --bits w4a8", "'resnet50' cannot be inverted: it is a ResNet; a plain Vision"),
+    ("build --teacher digits_vit --bits w3q", "bits 'w3q' are not understood: write w4a8"),
+    ("build --teacher digits_vit --bits w1a8", "weights of 1 bits are not supported"),
+    (f"{BUILD} --checkpoint no.safetensors", "checkpoint 'no.safetensors' does not exist"),
+    (f"{BUILD} --checkpoint truncated.safetensors", "'truncated.safetensors' is not a whole"),
+    (f"{BUILD} --checkpoint foreign.safetensors", "checkpoint 'foreign.safetensors' does not fit"),
+    (f"{BUILD} --checkpoint malicious.pth", "'malicious.pth' is truncated or holds more than plain"),
+    ("build --teacher digits_vit --bits w4a8 --out in_the_way", "run folder 'in_the_way' is not writable"),
+    ("build --teacher digits_vit --bits w4a8 --out in_the_way/run", "'in_the_way/run' is not writable"),
+    (f"{BUILD} --val-data no_pictures", "folder 'no_pictures' holds no picture"),
+    (f"{BUILD} --val-data nowhere", "validation data 'nowhere' does not exist"),
+    (f"{BUILD} --val-data pictures --class-map classes.txt", "class folder 'zebra' is not in class map 'classes.txt'"),
+    (f"{BUILD} --val-data pictures", "holds 1 class folders with pictures, the teacher has 10"),
+    (f"{BUILD} --class-map classes.txt", "class map 'classes.txt' needs pictures: add --val-data"),
+    (f"{BUILD} --arch sm999", "unknown architecture 'sm999'"),
+    (f'{BUILD} --arch ""', "unknown architecture ''"),
+    (f"{BUILD} --set engine.backend=onnx", "unknown backend 'onnx'"),
+    (f"{BUILD} --effort huge", "unknown effort 'huge': take one of quick, standard, paper"),
+    (f"{BUILD} --set inversion.imags=3", "unknown recipe key 'inversion.imags'"),
+    (f"{BUILD} --set more", "override 'more' is not understood"),
+    (f"{BUILD} --recipe no.toml", "recipe 'no.toml' cannot be read"),
+    (f"{BUILD} --recipe wrong.toml", "recipe 'wrong.toml' is not TOML"),
+    (f"{BUILD} --set inversion.images=4", "inversion.images=4 makes one trajectory"),
+    (f"{BUILD} --junit nowhere/j.xml", "--junit 'nowhere/j.xml' is no file in a folder that exists"),
+    (f"{BUILD} --junit empty", "--junit 'empty' is no file"),
+    ("engine not.onnx --out engines", "'not.onnx' is not an ONNX file"),
+    ("engine no.onnx --out engines", "'no.onnx' does not exist"),
+    ("engine not.onnx --arch none --out engines", "--arch none names no architecture"),
+    ("engine not.onnx --out in_the_way", "'in_the_way' cannot be used (File exists)"),
+    ("validate empty", "'empty' holds no manifest.json of schema 1"),
+    ("validate broken_run", "'broken_run' holds no manifest.json of schema 1"),
+    ("report empty", "'empty' holds no manifest.json of schema 1"),
+    ("report broken_run", "'broken_run' holds no manifest.json of schema 1"),
+    ("invert --teacher digits_vit --method gan --out images", "unknown method 'gan'"),
+    ("invert --teacher digits_vit --out in_the_way", "'in_the_way' cannot be used (File exists)"),
+    (
+        "quantize --teacher digits_vit --bits w4a8 --out q.safetensors --images empty",
+        "'empty' holds no shard-*.safetensors",
+    ),
+    ("quantize --teacher digits_vit --bits w4a8 --out empty --images empty", "--out 'empty' is a folder"),
+    ("export --teacher digits_vit --quantized no --out o", "'no' is not a whole safetensors file"),
+    (
+        "export --teacher digits_vit --quantized foreign.safetensors --out o",
+        "'foreign.safetensors' is not of the format",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSALS, ids=[line for line, _ in REFUSALS])
+def test_what_cannot_be_done_is_refused(
+    line: str,
+    said: str,
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2, one sentence on stderr that names the value, nothing on stdout, no new file."""
+    before = sorted(path for path in desk.rglob("*") if path.is_file())
+    assert run(monkeypatch, line) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("error: ")
+    assert err.endswith(".\n")
+    assert len(err.splitlines()) == 1
+    assert said in err
+    assert not out
+    assert sorted(path for path in desk.rglob("*") if path.is_file()) == before
+
+
+def test_images_of_another_teacher_are_refused(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`quantize` takes the images of its own teacher only: the same name with other weights is another teacher."""
+    small = "--images 8 --iterations 8 --batch 8 --quiet"
+    assert run(monkeypatch, f"invert --teacher digits_vit {small} --out images") == 0
+    save_file({key: value * 1.5 for key, value in load_file(DIGITS_WEIGHTS).items()}, desk / "other.safetensors")
+    capfd.readouterr()
+    line = (
+        "quantize --teacher digits_vit --bits w4a8 --images images --checkpoint other.safetensors --out q.safetensors"
+    )
+    assert run(monkeypatch, line) == 2
+    assert capfd.readouterr().err == (
+        "error: 'images' was made from another teacher than 'digits_vit': give its own checkpoint.\n"
+    )
+    assert not Path("q.safetensors").exists()
+
+
+def test_without_a_network_the_mend_is_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pretrained weights that cannot be fetched: exit code 3, and --checkpoint is named."""
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+        if pretrained:
+            raise OSError("no route to host\nwhile fetching")
+        return create(name.replace("base", "tiny"), **kwargs)
+
+    def unresolved(*_: Any) -> None:
+        raise socket.gaierror(-3, "name resolution failed")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    assert run(monkeypatch, "build --teacher deit_base --bits w4a8 --out run") == 3
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: the pretrained weights of 'deit_base' cannot be fetched (no route to host")
+    assert "--checkpoint FILE" in err
+    assert not Path("run").exists()
+
+
+FAULTS = {
+    "an unforeseen fault": (KeyError("patches"), 70, "the program itself is at fault (KeyError: 'patches')"),
+    "several lines": (RuntimeError("one\n  two"), 70, "(RuntimeError: one two)"),
+    "a path": (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "'/x' cannot be used (Permission denied)"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device", "/x"), 3, "make room on the disk"),
+    "memory": (MemoryError(), 3, "take smaller batches"),
+    "GPU memory": (torch.OutOfMemoryError("CUDA out of memory"), 3, "take smaller batches"),
+}
+
+
+@pytest.mark.parametrize(("fault", "code", "said"), FAULTS.values(), ids=FAULTS.keys())
+def test_any_other_failure_is_one_sentence_too(
+    fault: Exception, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And never exit code 1, which says that a gate failed."""
+
+    def fails(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("pipeline.recipe.make_recipe", fails)
+    assert run(monkeypatch, BUILD) == code
+    err = capfd.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def _process(code: str, line: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", code, *shlex.split(line)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+MAIN = "from pipeline.cli import main; main()"
+SPY = f"""import atexit, sys
+atexit.register(lambda: print("heavy:", *sorted({HEAVY!r} & sys.modules.keys())))
+{MAIN}"""
+
+
+def test_debug_shows_the_traceback() -> None:
+    """`--debug`, before or after the verb, gives the traceback that is hidden without it."""
+    wrong = "build --teacher digits_vit --bits w3q"
+    plain = _process(MAIN, wrong)
+    assert (plain.returncode, plain.stderr.count("\n"), "Traceback" in plain.stderr) == (2, 1, False)
+    for line in (f"--debug {wrong}", f"{wrong} --debug"):
+        told = _process(MAIN, line).stderr
+        assert told.startswith("Traceback")
+        assert "inversion.errors.InputError: bits 'w3q' are not understood" in told
+
+
+def test_help_is_light_and_lists_every_verb() -> None:
+    """`pipeline --help` imports nothing heavy and shows each verb with a whole sentence at 80 columns."""
+    help_ = _process(SPY, "--help")
+    assert help_.returncode == 0
+    assert help_.stdout.splitlines()[-1].strip() == "heavy:"
+    verbs = help_.stdout.split("Commands:\n")[1].split("\n\n")[0]
+    assert tuple(line.split()[0] for line in verbs.splitlines()) == VERBS
+    assert "..." not in verbs
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "build --teacher digits_vit",
+        f"{BUILD} --effort huge",
+        f"{BUILD} --set training.updates=x",
+        "build --teacher digits_vit --bits w3q",
+        "invert --teacher digits_vit --out o --method gan",
+        "report empty",
+        "validate empty",
+    ],
+)
+def test_what_the_words_show_is_refused_at_once(wrong: str) -> None:
+    """A wrong recipe, or a folder that is no run, is refused before torch is imported, which takes seconds."""
+    done = _process(SPY, wrong)
+    assert (done.returncode, done.stdout.strip()) == (2, "heavy:")
+
+
+def test_usage_errors_are_typers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """An unknown verb or option: exit code 2, and it is named."""
+    assert run(monkeypatch, "bild") == 2
+    assert "bild" in capfd.readouterr().err
+    assert run(monkeypatch, "build --bit w4a8") == 2
+    assert "--bit" in capfd.readouterr().err
+
+
+def test_archs_are_read_once_each() -> None:
+    """`none` builds nothing; blanks and repeats do not count."""
+    assert cli.parse_archs("sm86, sm89,sm86") == ("sm86", "sm89")
+    assert cli.parse_archs("none") == ()
+
+
+def test_doctor_tells_what_there_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line of `what: state` each for the packages, the devices, the engine backend and the built-in teacher."""
+    assert run(monkeypatch, "doctor") == 0
+    lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
+    assert lines.keys() >= {"python", "torch", "onnxruntime", "GPU", "CPU", "engines", "built-in teacher"}
+    assert lines["torch"] == torch.__version__.split("+")[0]
+    assert lines["built-in teacher"].startswith("digits_vit, 64 patches")

@@ -1,0 +1,186 @@
+"""Recipes: presets, TOML, flags and overrides in their order; what is wrong is refused by its name."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from inversion.errors import InputError
+from pipeline.recipe import EFFORTS, PRESETS, SECTIONS, Recipe, make_recipe
+
+BASE = {"teacher": "deit_tiny", "bits": "w4a8"}
+
+
+def toml(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def refusal(flags: dict[str, object], file: Path | None = None, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        make_recipe(flags, file, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_a_preset_gives_its_numbers(effort: str) -> None:
+    """Every number of a preset stands in the recipe; `standard` is the default."""
+    recipe = make_recipe({**BASE, "effort": effort}).to_dict()
+    assert recipe["effort"] == effort
+    for section, values in PRESETS[effort].items():
+        assert recipe[section].items() >= values.items()
+    assert make_recipe(BASE) == make_recipe({**BASE, "effort": "standard"})
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    """Preset < TOML < flag < --set, key by key: what a layer leaves out stays as it was."""
+    file = toml(
+        tmp_path / "r.toml",
+        'bits = "w8a8"\neffort = "quick"\nseed = 3\n[inversion]\nimages = 40\niterations = 50\nbatch = 8\n'
+        '[engine]\narch = ["sm75"]\n',
+    )
+    flags = {"teacher": "deit_tiny", "bits": "w4a8", "seed": None, "engine": {"arch": ("sm86",)}}
+    recipe = make_recipe(flags, file, ["inversion.images=44", "inversion.images=48"])
+    assert (recipe.bits, recipe.effort, recipe.seed) == ("w4a8", "quick", 3)
+    assert (recipe.inversion.images, recipe.inversion.iterations, recipe.inversion.batch) == (48, 50, 8)
+    assert recipe.inversion.tv_weight == PRESETS["quick"]["inversion"]["tv_weight"]
+    assert recipe.engine.arch == ("sm86",)
+
+
+def test_an_effort_counts_wherever_it_stands(tmp_path: Path) -> None:
+    """An effort from --set beats the flag's, the flag's beats the file's, and its preset comes along."""
+    file = toml(tmp_path / "r.toml", 'effort = "paper"\n')
+    paper, quick = make_recipe(BASE, file), make_recipe({**BASE, "effort": "quick"}, file)
+    standard = make_recipe({**BASE, "effort": "quick"}, file, ["effort=standard"])
+    assert [r.effort for r in (paper, quick, standard)] == ["paper", "quick", "standard"]
+    for recipe in (paper, quick, standard):
+        assert recipe.inversion.images == PRESETS[recipe.effort]["inversion"]["images"]
+
+
+def test_the_built_in_teacher_brings_its_own_numbers() -> None:
+    """A teacher's defaults follow its name, from a flag as from --set, and give way to an override."""
+    by_flag = make_recipe({"teacher": "digits_vit", "bits": "w4a8"})
+    by_set = make_recipe({"bits": "w4a8"}, None, ["teacher=digits_vit"])
+    assert by_flag == by_set
+    assert by_flag.inversion.learning_rate != make_recipe(BASE).inversion.learning_rate
+    changed = make_recipe({"teacher": "digits_vit", "bits": "w4a8"}, None, ["inversion.learning_rate=0.125"])
+    assert changed.inversion.learning_rate == 0.125
+
+
+def test_a_seed_reaches_every_section_unless_it_has_its_own() -> None:
+    """One --seed seeds inversion and training; a section's own seed stays."""
+    recipe = make_recipe({**BASE, "seed": 7}, None, ["training.seed=9"])
+    assert (recipe.seed, recipe.inversion.seed, recipe.training.seed) == (7, 7, 9)
+
+
+OTHER = {
+    "inversion.method": "smi", "inversion.betas": (0.25, 0.5), "calibration.method": "mse",
+    "calibration.views": "sparse", "calibration.held_out": 0.125, "training.views": "sparse",
+    "training.optimizer": "sgd", "training.schedule": "constant", "engine.arch": ("sm75", "sm86"),
+    "engine.backend": "tensorrt_rtx", "validation.max_kl": 0.375, "validation.min_agreement": 0.375,
+    "validation.max_drop": 0.375,
+}  # fmt: skip
+
+
+def _keys() -> list[str]:
+    recipe = make_recipe(BASE)
+    return [f"{section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(getattr(recipe, section))]
+
+
+@pytest.mark.parametrize("key", _keys())
+def test_every_value_can_be_overridden(key: str, tmp_path: Path) -> None:
+    """Any key of any section, from --set and from a TOML file alike."""
+    section, name = key.split(".")
+    before = getattr(getattr(make_recipe(BASE), section), name)
+    wanted = OTHER.get(key) or (before * 2 if before else type(before)(3))
+    text = json.dumps(wanted)
+    by_set = make_recipe(BASE, None, [f"{key}={text}"])
+    by_file = make_recipe(BASE, toml(tmp_path / "r.toml", f"[{section}]\n{name} = {text}\n"))
+    assert getattr(getattr(by_set, section), name) == wanted != before
+    assert by_set == by_file
+
+
+def test_a_recipe_survives_the_manifest() -> None:
+    """What `to_dict` gives, through JSON, makes the same recipe again."""
+    recipe = make_recipe({**BASE, "effort": "paper", "seed": 5}, None, ["engine.arch=['sm75']", "validation.max_kl=1"])
+    assert make_recipe(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("inversion.imags=3", ["'inversion.imags'", "inversion.images"]),
+        ("inverted.images=3", ["'inverted'", "inversion"]),
+        ("images=3", ["'images'"]),
+        ("inversion=3", ["'inversion'", "table", "3"]),
+        ("inversion.images=many", ["'inversion.images'", "int", "'many'"]),
+        ("inversion.images=3.5", ["'inversion.images'", "int", "3.5"]),
+        ("inversion.images=true", ["'inversion.images'", "int", "True"]),
+        ("inversion.images=0", ["images", "0"]),
+        ("inversion.betas=[0.5]", ["betas", "0.5"]),
+        ("inversion.betas=[0.5,'x']", ["'inversion.betas'", "float", "'x'"]),
+        ("inversion.tv_weight=nan", ["tv_weight"]),
+        ("calibration.method=best", ["'best'", "percentile"]),
+        ("training.optimizer=lion", ["'lion'", "adam"]),
+        ("engine.arch=sm86", ["'engine.arch'", "a list of str", "'sm86'"]),
+        ("validation.max_kl=low", ["'validation.max_kl'", "float", "'low'"]),
+        ("seed=x", ["'seed'", "int", "'x'"]),
+        ("effort=huge", ["'huge'", *EFFORTS]),
+        ("effort=[]", ["[]", *EFFORTS]),
+        ("bits=w3q", ["'w3q'", "w4a8"]),
+        ("training.updates", ["'training.updates'", "section.key=value"]),
+        ("=3", ["'=3'", "section.key=value"]),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, named: list[str]) -> None:
+    """The sentence names the key or value, and what may stand there."""
+    message = refusal(BASE, None, override)
+    assert all(part in message for part in named), message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("teacher = ", "r.toml' is not TOML"),
+        ("effort = []", "unknown effort []"),
+        ('effort = "huge"', "unknown effort 'huge'"),
+        ("inversion = 3", "'inversion' must be a table"),
+        ("[inversions]\nimages = 3", "'inversions'"),
+        ("[inversion]\nimages = '3'", "'inversion.images' must be int, not '3'"),
+    ],
+)
+def test_a_wrong_file_is_refused(text: str, named: str, tmp_path: Path) -> None:
+    """Bad TOML, unknown keys and wrong types: each with its name."""
+    assert named in refusal(BASE, toml(tmp_path / "r.toml", text))
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, and bytes that are no text."""
+    assert "'" + str(tmp_path / "no.toml") + "' cannot be read" in refusal(BASE, tmp_path / "no.toml")
+    assert "cannot be read" in refusal(BASE, tmp_path)
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    assert "is not TOML" in refusal(BASE, tmp_path / "b.toml")
+
+
+def test_teacher_and_bits_are_needed() -> None:
+    """Without one of them there is no run; the sentence names the flag."""
+    assert "--teacher" in refusal({"bits": "w4a8"})
+    assert "--bits" in refusal({"teacher": "deit_tiny"})
+
+
+def test_a_recipe_of_impossible_bits_cannot_be_made() -> None:
+    """Bits are checked when the recipe is, before anything heavy is imported."""
+    with pytest.raises(InputError, match="weights of 1 bits"):
+        Recipe("digits_vit", "w1a8")
+
+
+def test_limits_follow_the_bits_and_give_way() -> None:
+    """8-bit weights are held to tighter gates than 4-bit ones; a given limit, 0 too, replaces the default."""
+    limits = make_recipe(BASE, None, ["validation.max_kl=0"]).validation.limits(4)
+    assert limits["max_kl"] == 0.0
+    loose, tight = (make_recipe(BASE).validation.limits(bits) for bits in (4, 8))
+    assert tight["max_kl"] < loose["max_kl"]
+    assert tight["min_agreement"] > loose["min_agreement"]
+    assert tight["max_drop"] < loose["max_drop"]
