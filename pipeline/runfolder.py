@@ -205,4 +205,4 @@ def _is_output(output: Any) -> bool:
     if not isinstance(output, dict) or not {"path", "sha256", "bytes"} <= output.keys():
         return False
     path = Path(str(output["path"]))
-    return not path.is_absolute() 
+    return not path.is_absolute() and ".." not in path.parts

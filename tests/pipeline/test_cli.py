@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inversion.teacher import DIGITS_WEIGHTS
-from pipeline import cli
+from pipeline import cli, stages
 
 VERBS = ("build", "invert", "quantize", "export", "engine", "validate", "report", "doctor")
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn"}
@@ -123,6 +123,12 @@ def test_what_cannot_be_done_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Exit code 2, one sentence on stderr that names the value, nothing on stdout, no new file."""
+
+    def work(*_: Any) -> None:
+        raise AssertionError("work began")
+
+    if line.startswith("build"):
+        monkeypatch.setattr(stages, "invert", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
     assert run(monkeypatch, line) == 2
     out, err = capfd.readouterr()
