@@ -208,14 +208,16 @@ def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
 
 
 def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
-    if not _hub_resolves():  # weights in the local cache still load; others fail at once, not after ten retries
+    reachable = _hub_resolves()
+    if not reachable:  # weights in the local cache still load; others fail at once, not after ten retries
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     # timm and its hub raise a different class for every way a download can fail
     try:
         return timm.create_model(timm_name, pretrained=True)
     except Exception as error:
+        why = first_line(error) if reachable else "no network"
         raise MachineError(
-            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}): "
+            f"the pretrained weights of {name!r} cannot be fetched ({why}): "
             "give them with --checkpoint FILE (.safetensors or .pth)."
         ) from error
 

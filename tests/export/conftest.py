@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,6 @@ from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from export.graph import export_float, export_quantized
 from export.qdq import qdq_module
 from inversion.teacher import InputSpec
-
-# the exporter traces itself to a logger that pytest would record, at half of its time
-logging.getLogger("torch.__trace").propagate = False
 
 SPEC = InputSpec((32, 32), (0.5,), (0.5,), "bicubic", 1.0, 10)
 

@@ -184,8 +184,8 @@ def test_without_a_network_the_mend_is_a_checkpoint(
 
 
 FAULTS = {
-    "an unforeseen fault": (KeyError("patches"), 70, "the program itself is at fault (KeyError: 'patches')"),
-    "several lines": (RuntimeError("one\n  two"), 70, "(RuntimeError: one two)"),
+    "an unforeseen fault": (KeyError("patches"), 1, "the program itself is at fault (KeyError: 'patches')"),
+    "several lines": (RuntimeError("one\n  two"), 1, "(RuntimeError: one two)"),
     "a path": (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "'/x' cannot be used (Permission denied)"),
     "a full disk": (OSError(errno.ENOSPC, "No space left on device", "/x"), 3, "make room on the disk"),
     "memory": (MemoryError(), 3, "take smaller batches"),
