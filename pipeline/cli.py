@@ -231,8 +231,8 @@ def main() -> None:
     import logging
     import warnings
 
-    # threads that spin while they wait made an inversion 25 times slower on two cores that something else used too
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads that spin long while they wait made an inversion 25 times slower on two cores that something else used too
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of compilers that we never call
     warnings.simplefilter("ignore")
     debug = DEBUG in sys.argv

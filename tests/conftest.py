@@ -3,4 +3,4 @@
 import os
 
 # as the command line does, before torch is imported: spinning threads slow a busy machine many times over
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
