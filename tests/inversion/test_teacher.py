@@ -338,6 +338,21 @@ def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
         load_teacher("deit_tiny")
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
-        "the pretrained weights of 'deit_tiny' cannot be fetched (the hub cannot be reached): "
+        "the pretrained weights of 'deit_tiny' cannot be fetched (no network): "
         "give them with --checkpoint FILE (.safetensors or .pth)."
     )
+
+
+def test_a_hub_that_answers_no_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network, the first line of what the hub said stands in the sentence."""
+    create = timm.create_model
+
+    def refused(name: str, pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        if pretrained:
+            raise RuntimeError("404 for deit_tiny.\nmore lines")
+        return create(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(teacher, "_hub_resolves", lambda: True)
+    monkeypatch.setattr(timm, "create_model", refused)
+    with pytest.raises(MachineError, match=r"cannot be fetched \(404 for deit_tiny\): give them with --checkpoint"):
+        load_teacher("deit_tiny")

@@ -178,7 +178,7 @@ def test_without_a_network_the_mend_is_a_checkpoint(
     assert run(monkeypatch, "build --teacher deit_base --bits w4a8 --out run") == 3
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
-    assert err.startswith("error: the pretrained weights of 'deit_base' cannot be fetched (no route to host")
+    assert err.startswith("error: the pretrained weights of 'deit_base' cannot be fetched (no network)")
     assert "--checkpoint FILE" in err
     assert not Path("run").exists()
 
