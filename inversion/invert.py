@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from inversion.augment import draw_offsets, shift_images, shift_positions
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
-from inversion.schedule import schedule
+from inversion.schedule import Stage, schedule
 from inversion.settings import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import Teacher
@@ -25,6 +25,7 @@ OnStep = Callable[[int, float], None]
 
 def invert(teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None) -> list[Path]:
     """Make every shard of `job` in `folder` that is not there yet; returns all paths in order."""
+    plan(teacher, job)  # refuses before the folder is made
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(len(job.shards())):
@@ -45,7 +46,7 @@ def invert_shard(teacher: Teacher, job: Inversion, number: int, on_step: OnStep 
     trajectories = job.shards()[number]
     generator = _generator(job.seed, "shard", number)
     labels = _labels(trajectories, teacher.spec.num_classes, job.seed)
-    stages = schedule(job.method, teacher.num_patches, job.iterations, job.division_factor, job.sparsity)
+    stages = plan(teacher, job)
     loop = _Loop(teacher, job, labels, generator)
     metadata = shard_metadata(teacher, job, number)
     images, done = [], 0
@@ -63,6 +64,11 @@ def invert_shard(teacher: Teacher, job: Inversion, number: int, on_step: OnStep 
             loop.prune(stage.leave)
     joined = join(images)
     return joined[torch.argsort(joined.trajectory * len(stages) + joined.stage, stable=True)]
+
+
+def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
+    """Stages of each trajectory; raises `InputError` for what the teacher's grid cannot give."""
+    return schedule(job.method, teacher.num_patches, job.iterations, job.division_factor, job.sparsity)
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "inversion": {"images": 96, "iterations": 300, "batch": 32, "tv_weight": 1e-2},
         "training": {"updates": 64, "batch": 8},
     },
-    # eight times the images; no record says yet what it costs and brings
+    # ten times the images; no record says yet what it costs and brings
     "standard": {
         "inversion": {"images": 1024, "iterations": 500, "batch": 128, "tv_weight": 1e-2},
         "training": {"updates": 1000, "batch": 32},

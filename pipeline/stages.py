@@ -21,7 +21,7 @@ from export.qdq import qdq_module
 from export.runtime import EXACT
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
-from inversion.invert import invert
+from inversion.invert import invert, plan
 from inversion.publish import publish
 from inversion.settings import Inversion
 from inversion.sparse import sparse_forward
@@ -48,6 +48,7 @@ def build(recipe: Recipe, folder: Path, display: Display) -> dict[str, Any]:
         )
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    plan(teacher, recipe.inversion)
     val_data = real_pictures(recipe, teacher)
     with RunFolder(folder) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)

@@ -88,6 +88,8 @@ REFUSALS = [
     (f"{BUILD} --set more", "override 'more' is not understood"),
     (f"{BUILD} --recipe no.toml", "recipe 'no.toml' cannot be read"),
     (f"{BUILD} --recipe wrong.toml", "recipe 'wrong.toml' is not TOML"),
+    (f"{BUILD} --set inversion.division_factor=65 --set inversion.batch=65", "division factor 65 does not divide 64"),
+    ("invert --teacher digits_vit --method smi --iterations 200 --out images", "200 iterations end before SMI's last"),
     (f"{BUILD} --set inversion.images=4", "inversion.images=4 makes one trajectory"),
     (f"{BUILD} --junit nowhere/j.xml", "--junit 'nowhere/j.xml' is no file in a folder that exists"),
     (f"{BUILD} --junit empty", "--junit 'empty' is no file"),
