@@ -49,7 +49,7 @@ def _table(name: str) -> str:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     minutes = sum(record["seconds"].values()) / 60
-    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in all. Engine: {engine}."
+    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages. Engine: {engine}."
     return "\n".join([*lines, "", f"{about} Record: `benchmarks/records/{path.name}`."])
 
 
