@@ -49,8 +49,8 @@ def _table(name: str) -> str:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     minutes = sum(record["seconds"].values()) / 60
-    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages. Engine: {engine}."
-    return "\n".join([*lines, "", f"{about} Record: `benchmarks/records/{path.name}`."])
+    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
+    return "\n".join([*lines, "", f"{about} Engine: {engine}. Record: `benchmarks/records/{path.name}`."])
 
 
 def _percent(share: float) -> str:
