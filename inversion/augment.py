@@ -1,8 +1,9 @@
-"""One random shift and flip for a whole batch, and where each patch goes with it."""
+"""One random shift and flip for a whole batch, as index maps: where patches go, and which pixels they then hold.
+
+All of it is arithmetic on tensors, so that a step never waits for the device to tell a number.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Generator, Tensor
@@ -24,17 +25,33 @@ def draw_offsets(count: int, size: tuple[int, int], generator: Generator) -> Ten
     )
 
 
-def shift_images(images: Tensor, down: int, right: int, flip: bool) -> Tensor:
-    """Roll [B, C, H, W] by whole pixels, then mirror left and right."""
-    images = images.roll((down, right), (2, 3))
-    return images.flip(3) if flip else images
-
-
-def shift_positions(
-    kept: Tensor, down: int, right: int, flip: bool, grid: tuple[int, int], patch_size: tuple[int, int]
-) -> Tensor:
-    """Row-major positions [B, K] after `shift_images`: each patch becomes the nearest patch of the grid."""
+def shift_positions(kept: Tensor, offset: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """Row-major positions [B, K] after a shift and flip `offset` [3]: each patch becomes the nearest of the grid."""
+    down, right, flip = offset.unbind()
     rows, columns = grid
-    row = (kept // columns + math.floor(down / patch_size[0] + 0.5)) % rows
-    column = (kept % columns + math.floor(right / patch_size[1] + 0.5)) % columns
-    return row * columns + (columns - 1 - column if flip else column)
+    row = (kept // columns + _nearest(down, patch_size[0])) % rows
+    column = (kept % columns + _nearest(right, patch_size[1])) % columns
+    return row * columns + torch.where(flip == 1, columns - 1 - column, column)
+
+
+def pixels_of(kept: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """Row-major pixel indices [B, K*P*P] of the patches at positions `kept` [B, K]."""
+    return shifted_pixels(kept, kept.new_zeros(3), grid, patch_size)
+
+
+def shifted_pixels(moved: Tensor, offset: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """Which pixel of the picture before the shift and flip `offset` [3] each pixel of the patches `moved` [B, K]
+    holds after it: row-major indices [B, K*P*P]."""
+    down, right, flip = offset.unbind()
+    (rows, columns), (ph, pw) = grid, patch_size
+    height, width = rows * ph, columns * pw
+    y = (moved // columns * ph).unsqueeze(-1) + torch.arange(ph, device=moved.device)  # [B, K, P]
+    x = (moved % columns * pw).unsqueeze(-1) + torch.arange(pw, device=moved.device)
+    x = torch.where(flip == 1, width - 1 - x, x)
+    y, x = (y - down) % height, (x - right) % width
+    return (y.unsqueeze(-1) * width + x.unsqueeze(-2)).flatten(1)
+
+
+def _nearest(pixels: Tensor, side: int) -> Tensor:
+    """Whole patches in a shift, halves upwards."""
+    return torch.div(2 * pixels + side, 2 * side, rounding_mode="floor")

@@ -1,187 +1,184 @@
-"""The inversion loop: noise in, sparse synthetic images out (Algorithm 1 of the paper)."""
+"""Teacher in, shards of sparse synthetic images out (Algorithm 1 of the paper)."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
-from inversion.augment import draw_offsets, shift_images, shift_positions
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
+from inversion.loop import Loop
+from inversion.machine import choose_device, choose_precision, fitting_batch, working_copy
 from inversion.schedule import Stage, schedule
-from inversion.settings import Inversion
-from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
+from inversion.settings import AUTO_BATCH, Inversion
 from inversion.teacher import Teacher
+from inversion.tensorfile import write_tensors
 
 CHECK_EVERY = 25
+PROGRESS = "progress.safetensors"
+PROGRESS_FORMAT = "patch-rebirth.progress/1"
+PROGRESS_TRAJECTORIES = 4
 OnStep = Callable[[int, float], None]
-"""Called with (iterations of the whole job that are done, mean classification loss)."""
+"""Called with (iterations of the whole job that are done, mean classification loss, NaN where it is not read)."""
 
 
-def invert(teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None) -> list[Path]:
-    """Make every shard of `job` in `folder` that is not there yet; returns all paths in order."""
-    plan(teacher, job)  # refuses before the folder is made
+def invert(
+    teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None, device: str = "auto"
+) -> list[Path]:
+    """Make every shard of `job` in `folder` that is not there yet; returns all paths in order.
+
+    Shards are written in the background while the next is made. Beside the first, PRI leaves `progress.safetensors`:
+    `canvas` [v, R, C, H, W], whole pictures of R trajectories at each detachment point, and `trajectory` [R].
+    """
+    inverter = Inverter(teacher, job, device)  # refuses before the folder is made
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number in range(len(job.shards())):
-        path = folder / f"shard-{number:05d}.safetensors"
-        if not _is_shard(path, shard_metadata(teacher, job, number)):
-            invert_shard(teacher, job, number, on_step).save(path)
-        paths.append(path)
-        if on_step:
-            on_step((number + 1) * job.iterations, float("nan"))
+    paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(inverter.job.shards()))]
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(lambda: None)
+        for number, path in enumerate(paths):
+            if not inverter.made(path, number):
+                images, progress = inverter.shard(number, on_step)
+                written.result()
+                written = writer.submit(_write, images, progress if number == 0 else None, path)
+            if on_step:
+                on_step((number + 1) * job.iterations, float("nan"))
+        written.result()
     return paths
 
 
-def invert_shard(teacher: Teacher, job: Inversion, number: int, on_step: OnStep | None = None) -> SparseImages:
+def invert_shard(
+    teacher: Teacher, job: Inversion, number: int, on_step: OnStep | None = None, device: str = "auto"
+) -> SparseImages:
     """One batch of trajectories, from noise to sparse images; depends on (teacher, job, number) alone.
 
     Raises `NumericalError` when the loss stops being finite.
     """
-    trajectories = job.shards()[number]
-    generator = _generator(job.seed, "shard", number)
-    labels = _labels(trajectories, teacher.spec.num_classes, job.seed)
-    stages = plan(teacher, job)
-    loop = _Loop(teacher, job, labels, generator)
-    metadata = shard_metadata(teacher, job, number)
-    images, done = [], 0
-    for index, stage in enumerate(stages, start=1):
-        for _ in range(stage.iterations):
-            loss = loop.step()
-            done += 1
-            if done % CHECK_EVERY == 0 or done == job.iterations:
-                _report(loss, number, done, job, on_step)
-        last = index == len(stages)
-        if job.method == "pri" or last:
-            patches, kept = loop.remaining() if last else loop.detach(stage.leave)
-            images.append(_images(patches, kept, labels, index if job.method == "pri" else 1, trajectories, metadata))
-        else:
-            loop.prune(stage.leave)
-    joined = join(images)
-    return joined[torch.argsort(joined.trajectory * len(stages) + joined.stage, stable=True)]
+    return Inverter(teacher, job, device).shard(number, on_step)[0]
 
 
 def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
-    """Stages of each trajectory; raises `InputError` for what the teacher's grid cannot give."""
+    """Stages of each trajectory; raises `InputError` for what the teacher's grid or classes cannot give."""
+    for label in job.classes:
+        if not 0 <= label < teacher.spec.num_classes:
+            raise InputError(f"class {label} is not one of {teacher.name!r}: take 0 to {teacher.spec.num_classes - 1}.")
     return schedule(job.method, teacher.num_patches, job.iterations, job.division_factor, job.sparsity)
 
 
-def total_variation(images: Tensor) -> Tensor:
-    """Sum of the Frobenius norms of the four neighbour differences (appendix B), each image by itself: [B]."""
-    differences = (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
-    return torch.stack([torch.linalg.vector_norm(part, dim=(1, 2, 3)) for part in differences]).sum(0)
+def settle(teacher: Teacher, job: Inversion, device: str = "auto") -> Inversion:
+    """`job` with its batch as a number, if it was to be as many images as fit `device`."""
+    if job.batch != AUTO_BATCH:
+        return job
+    return dataclasses.replace(job, batch=fitting_batch(teacher.model, job, choose_device(device)))
 
 
-def shard_metadata(teacher: Teacher, job: Inversion, number: int) -> dict[str, str]:
+def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.dtype) -> dict[str, str]:
     """Everything that a shard's bytes depend on, as strings."""
     height, width = teacher.patch_size
     trajectories = job.shards()[number]
+    settings = dataclasses.asdict(job)
+    for name in ("images", "batch", "precision"):  # `trajectories` and `dtype` say what they came to
+        del settings[name]
     return {
-        "method": job.method,
+        **{
+            name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in settings.items()
+        },
         "grid": "x".join(map(str, teacher.grid)),
         "patch_size": str(height) if height == width else f"{height}x{width}",
         "channels": str(teacher.spec.channels),
-        "mean": " ".join(map(str, teacher.spec.mean)),
-        "std": " ".join(map(str, teacher.spec.std)),
+        "mean": _text(teacher.spec.mean),
+        "std": _text(teacher.spec.std),
         "division_factor": str(job.division_factor if job.method == "pri" else 1),
         "sparsity": str(job.sparsity if job.method == "smi" else 0),
-        "iterations": str(job.iterations),
-        "learning_rate": str(job.learning_rate),
-        "betas": " ".join(map(str, job.betas)),
-        "tv_weight": str(job.tv_weight),
-        "dtype": "float32",
-        "seed": str(job.seed),
+        "dtype": str(dtype).removeprefix("torch."),
         "shard": str(number),
         "trajectories": f"{trajectories.start}-{trajectories.stop - 1}",
         "teacher_sha256": teacher.sha256,
     }
 
 
-class _Loop:
-    """Pixels under optimisation: `pixels` [B, A, C*P*P] of the active patches at `kept` [B, A], Adam's state with them.
+class Inverter:
+    """A teacher made ready for one job on one device."""
 
-    `canvas` [B, N, C*P*P] holds, for patches that left, what the active ones see beside them after a shift:
-    their last pixels where they were detached, 0 where they were pruned.
-    """
+    def __init__(self, teacher: Teacher, job: Inversion, device: str = "auto") -> None:
+        self.stages = plan(teacher, job)
+        chosen = choose_device(device)
+        self.teacher, self.job = teacher, settle(teacher, job, device)
+        self.dtype = choose_precision(job.precision, chosen)
+        self.model = working_copy(teacher.model, chosen, self.dtype)
+        self.most_at_once: int | None = None
 
-    def __init__(self, teacher: Teacher, job: Inversion, labels: Tensor, generator: Generator) -> None:
-        self.teacher, self.job = teacher, job
-        self.labels = labels.to(teacher.device)
-        spec, patches = teacher.spec, teacher.num_patches
-        noise = torch.randn(len(labels), spec.channels, *spec.size, generator=generator)
-        low, high = (
-            patchify(bound.view(1, -1, 1, 1).expand(1, -1, *spec.size), teacher.patch_size)[0, 0].to(teacher.device)
-            for bound in spec.pixel_bounds()
-        )
-        self.low, self.high = low, high  # [C*P*P]
-        start = patchify(noise, teacher.patch_size).to(teacher.device).clamp(low, high)
-        self.offsets = iter(draw_offsets(job.iterations, spec.size, generator).tolist())
-        self.kept = torch.arange(patches, device=teacher.device).expand(len(labels), -1)
-        self.canvas = torch.zeros_like(start)
-        self._track(start)
+    def made(self, path: Path, number: int) -> bool:
+        """Whether `path` is a whole shard made with exactly these settings."""
+        if not path.is_file():
+            return False
+        try:
+            found = SparseImages.load(path).metadata
+        except InputError:
+            return False
+        either = {"format", "dtype"} if self.job.precision == "auto" else {"format"}
+        wanted = shard_metadata(self.teacher, self.job, number, self.dtype)
+        return all(found.get(key) == value for key, value in wanted.items() if key not in either)
 
-    def step(self) -> Tensor:
-        """One augmented update of Eq. 1; returns the mean classification loss."""
-        down, right, flip = next(self.offsets)
-        grid, size = self.teacher.grid, self.teacher.patch_size
-        index = self.kept.unsqueeze(-1).expand_as(self.pixels)
-        image = unpatchify(self.canvas.scatter(1, index, self.pixels), grid, size)
-        shifted = patchify(shift_images(image, down, right, bool(flip)), size)
-        moved = shift_positions(self.kept, down, right, bool(flip), grid, size)
-        logits = sparse_forward(self.teacher.model, take(shifted, moved), moved)
-        classification = F.cross_entropy(logits, self.labels, reduction="sum")
-        loss = classification + self.job.tv_weight * total_variation(image).sum()
-        (self.pixels.grad,) = torch.autograd.grad(loss, self.pixels)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.pixels.clamp_(self.low, self.high)
-        return classification.detach() / len(self.labels)
+    def shard(self, number: int, on_step: OnStep | None = None) -> tuple[SparseImages, dict[str, Tensor]]:
+        """The images of one shard, and the tensors of its progress. Out of memory, fewer pass the model at once."""
+        while True:
+            loop = self.loop(number)
+            try:
+                return self._run(loop, number, on_step)
+            except torch.OutOfMemoryError:
+                if loop.chunk == 1:
+                    raise
+                self.most_at_once = loop.chunk // 2
+            del loop
+            torch.cuda.empty_cache()
 
-    def detach(self, count: int) -> tuple[Tensor, Tensor]:
-        """Take out the `count` most important patches of each image: their pixels and positions, in grid order."""
-        order = self._by_importance()
-        patches, kept = self._leave(leaving=order[:, :count], staying=order[:, count:])
-        self.canvas.scatter_(1, kept.unsqueeze(-1).expand_as(patches), patches)
-        return patches, kept
+    def loop(self, number: int) -> Loop:
+        """The shard's trajectories as noise."""
+        trajectories = self.job.shards()[number]
+        labels = _labels(trajectories, self.job.classes or range(self.teacher.spec.num_classes), self.job.seed)
+        generator = _generator(self.job.seed, "shard", number)
+        return Loop(self.teacher, self.model, self.job, labels, generator, self.most_at_once)
 
-    def prune(self, count: int) -> None:
-        """Drop the `count` least important patches of each image for good."""
-        order = self._by_importance()
-        staying = order.shape[1] - count
-        self._leave(leaving=order[:, staying:], staying=order[:, :staying])
+    def _run(self, loop: Loop, number: int, on_step: OnStep | None) -> tuple[SparseImages, dict[str, Tensor]]:
+        job, trajectories = self.job, self.job.shards()[number]
+        metadata = shard_metadata(self.teacher, job, number, self.dtype)
+        images, pictures = [], []
+        for number_of_stage, stage in enumerate(self.stages, start=1):
+            loop.run(stage.iterations, lambda: _report(loop, number, job, on_step))
+            _require_finite(loop, number, job)
+            pictures.append(loop.pictures()[:PROGRESS_TRAJECTORIES].to("cpu", torch.float16))
+            if number_of_stage == len(self.stages):
+                leaves = loop.remaining()
+            elif job.method == "pri":
+                leaves = loop.detach(stage.leave)
+            else:
+                loop.prune(stage.leave)
+                continue
+            of_pri = number_of_stage if job.method == "pri" else 1
+            images.append(_images(*leaves, loop.labels, of_pri, trajectories, metadata))
+        joined = join(images)
+        progress = {"canvas": torch.stack(pictures), "trajectory": images[0].trajectory[:PROGRESS_TRAJECTORIES]}
+        return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], progress
 
-    def remaining(self) -> tuple[Tensor, Tensor]:
-        return self.pixels.detach(), self.kept
 
-    def _by_importance(self) -> Tensor:
-        scores = importance(self.teacher.model, self.pixels.detach(), self.kept)
-        return scores.argsort(dim=1, descending=True, stable=True)
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    def _leave(self, leaving: Tensor, staying: Tensor) -> tuple[Tensor, Tensor]:
-        leaving, staying = leaving.sort(1).values, staying.sort(1).values
-        gone = take(self.pixels.detach(), leaving), self.kept.gather(1, leaving)
-        self.kept = self.kept.gather(1, staying)
-        adam = self.optimizer.state[self.pixels]
-        moments = {key: take(adam[key], staying) for key in ("exp_avg", "exp_avg_sq")}
-        self._track(take(self.pixels.detach(), staying), {"step": adam["step"], **moments})
-        return gone
 
-    def _track(self, pixels: Tensor, moments: dict[str, Tensor] | None = None) -> None:
-        """Optimise `pixels` from here on, with Adam's state as given."""
-        self.pixels: Tensor = pixels.clone().requires_grad_(True)
-        self.optimizer = torch.optim.Adam([self.pixels], lr=self.job.learning_rate, betas=self.job.betas, fused=True)
-        if moments:
-            self.optimizer.state[self.pixels] = moments
+def _write(images: SparseImages, progress: dict[str, Tensor] | None, path: Path) -> None:
+    """Save a shard, and before it, where `progress` is given, what goes beside it."""
+    if progress and images.metadata["method"] == "pri":
+        write_tensors(path.with_name(PROGRESS), progress, {**images.metadata, "format": PROGRESS_FORMAT})
+    elif progress:
+        path.with_name(PROGRESS).unlink(missing_ok=True)
+    images.save(path)
 
 
 def _images(
@@ -198,13 +195,14 @@ def _images(
     )
 
 
-def _labels(trajectories: range, num_classes: int, seed: int) -> Tensor:
-    """Target class of each trajectory [B]: every class once, in random order, before any comes again."""
-    classes = []
+def _labels(trajectories: range, classes: Sequence[int], seed: int) -> Tensor:
+    """Target class of each trajectory [B]: every one of `classes` once, in random order, before any comes again."""
+    labels = []
     for trajectory in trajectories:
-        round_, place = divmod(trajectory, num_classes)
-        classes.append(torch.randperm(num_classes, generator=_generator(seed, "labels", round_))[place])
-    return torch.stack(classes)
+        round_, place = divmod(trajectory, len(classes))
+        order = torch.randperm(len(classes), generator=_generator(seed, "labels", round_))
+        labels.append(classes[int(order[place])])
+    return torch.tensor(labels)
 
 
 def _generator(seed: int, purpose: str, number: int) -> Generator:
@@ -212,23 +210,20 @@ def _generator(seed: int, purpose: str, number: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _is_shard(path: Path, metadata: dict[str, str]) -> bool:
-    """Whether `path` is a whole shard made with exactly these settings."""
-    if not path.is_file():
-        return False
-    try:
-        found = SparseImages.load(path).metadata
-    except InputError:
-        return False
-    return {key: value for key, value in found.items() if key != "format"} == metadata
+def _report(loop: Loop, number: int, job: Inversion, on_step: OnStep | None) -> None:
+    """Every 25 updates and at the end; the loss is read only where that does not make a device wait."""
+    if loop.done % CHECK_EVERY and loop.done != job.iterations:
+        return
+    on_cpu = loop.device.type == "cpu"
+    if on_cpu:
+        _require_finite(loop, number, job)
+    if on_step:
+        on_step(number * job.iterations + loop.done, float(loop.loss) if on_cpu else float("nan"))
 
 
-def _report(loss: Tensor, number: int, done: int, job: Inversion, on_step: OnStep | None) -> None:
-    value = float(loss)
-    if value != value or value in (float("inf"), float("-inf")):
+def _require_finite(loop: Loop, number: int, job: Inversion) -> None:
+    if int(loop.first_bad) >= 0:
         raise NumericalError(
-            f"the loss of shard {number} is not finite at iteration {done}: lower the learning rate "
+            f"the loss of shard {number} is not finite at iteration {int(loop.first_bad)}: lower the learning rate "
             f"({job.learning_rate}) or the TV weight ({job.tv_weight})."
         )
-    if on_step:
-        on_step(number * job.iterations + done, value)

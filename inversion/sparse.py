@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -36,27 +37,43 @@ def embed(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
     batch, count, _ = patches.shape
     ph, pw = model.patch_embed.patch_size
     strip = patches.view(batch, count, -1, ph, pw).transpose(1, 2).reshape(batch, -1, count * ph, pw)
-    x = model.patch_embed.norm(model.patch_embed.proj(strip).flatten(2).transpose(1, 2))  # [B, K, D]
+    return place(model, model.patch_embed.proj(strip).flatten(2).transpose(1, 2), kept)
+
+
+def embed_linear(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+    """`embed` with the projection as one matrix product: equal but for rounding.
+
+    Its backward pass to the pixels is one product too, where a convolution's took an eighth of an iteration.
+    """
+    proj = model.patch_embed.proj
+    return place(model, F.linear(patches, proj.weight.flatten(1), proj.bias), kept)
+
+
+def place(model: VisionTransformer, projected: Tensor, kept: Tensor) -> Tensor:
+    """Tokens [B, prefix + K, D]: `projected` patches [B, K, D] at positions `kept`, behind the prefix tokens."""
+    x = model.patch_embed.norm(projected)
     # timm adds constants to the patches and puts constants before them, whatever its prefix tokens are called
     constants = model._pos_embed(x.new_zeros(1, model.patch_embed.num_patches, x.shape[-1]))
     prefix, positions = constants.split([model.num_prefix_tokens, model.patch_embed.num_patches], dim=1)
     x = x + positions[0][kept]
     # a copy by `cat` alone would change the layout, and so the order in which average pooling sums
-    x = torch.cat([prefix.expand(batch, -1, -1), x], dim=1) if model.num_prefix_tokens else x
+    x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1) if model.num_prefix_tokens else x
     return model.norm_pre(x)
 
 
 def sparse_forward(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
     """Logits [B, num_classes] of the patches alone; with all N patches in order, timm's own forward."""
-    return model.forward_head(model.norm(model.blocks(embed(model, patches, kept))))
+    return classify(model, embed(model, patches, kept))
+
+
+def classify(model: VisionTransformer, tokens: Tensor) -> Tensor:
+    """Logits [B, num_classes] of tokens [B, prefix + K, D]."""
+    return model.forward_head(model.norm(model.blocks(tokens)))
 
 
 @torch.no_grad()
 def importance(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
-    """Attention that each patch gets in the last layer, mean over heads: [B, K] (section 3 of the paper).
-
-    The queries are the prefix tokens that the classifier reads; for average pooling, all patches.
-    """
+    """Attention that each patch gets in the last layer, mean over heads: [B, K] (section 3 of the paper)."""
     x = embed(model, patches, kept)
     for block in model.blocks[:-1]:
         x = block(x)
@@ -64,10 +81,19 @@ def importance(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tenso
     batch, tokens, _ = x.shape
     qkv = attention.qkv(model.blocks[-1].norm1(x)).reshape(batch, tokens, 3, attention.num_heads, attention.head_dim)
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, tokens, head_dim]
+    return patch_attention(model, attention.q_norm(query), attention.k_norm(key))
+
+
+def patch_attention(model: VisionTransformer, query: Tensor, key: Tensor) -> Tensor:
+    """Attention that each patch gets, mean over heads and queries: [B, K], of the last layer's normed `query` and
+    `key` [B, heads, prefix + K, head_dim].
+
+    The queries are the prefix tokens that the classifier reads; for average pooling, all patches.
+    """
     prefix = model.num_prefix_tokens
     if model.global_pool == "avg":
         query = query[:, :, prefix:]
     else:
         query = query[:, :, : 2 if hasattr(model, "dist_token") else 1]
-    scores = attention.q_norm(query) * attention.scale @ attention.k_norm(key).transpose(-2, -1)
+    scores = query * model.blocks[-1].attn.scale @ key.transpose(-2, -1)
     return scores.float().softmax(-1).mean(dim=(1, 2))[:, prefix:]

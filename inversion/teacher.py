@@ -116,7 +116,7 @@ def load_teacher(
         model = _create(timm_name)
         require_plain_vit(model, name)
         if not random_weights:
-            model = _create_pretrained(timm_name, name)
+            model = create_pretrained(timm_name, name, "--checkpoint FILE")
     return _freeze(name, model, device)
 
 
@@ -207,18 +207,19 @@ def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
         raise InputError(f"timm cannot build {timm_name!r}: {first_line(error)}.") from error
 
 
-def _create_pretrained(timm_name: str, name: str) -> VisionTransformer:
+def create_pretrained(timm_name: str, name: str, flag: str, **kwargs: Any) -> Any:
+    """timm's model with its pretrained weights; raises `MachineError`, naming `flag` as the mend, without them."""
     reachable = _hub_resolves()
     if not reachable:  # weights in the local cache still load; others fail at once, not after ten retries
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     # timm and its hub raise a different class for every way a download can fail
     try:
-        return timm.create_model(timm_name, pretrained=True)
+        return timm.create_model(timm_name, pretrained=True, **kwargs)
     except Exception as error:
         why = first_line(error) if reachable else "no network"
         raise MachineError(
             f"the pretrained weights of {name!r} cannot be fetched ({why}): "
-            "give them with --checkpoint FILE (.safetensors or .pth)."
+            f"give them with {flag} (.safetensors or .pth)."
         ) from error
 
 

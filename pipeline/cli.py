@@ -38,6 +38,7 @@ ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a 
 ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
 Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
+Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
@@ -54,6 +55,7 @@ def build(
     arch: Arch = None,
     seed: Seed = None,
     junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
+    device: Device = "auto",
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -76,7 +78,7 @@ def build(
     from pipeline.stages import build as build_run
 
     display = Display(quiet)
-    manifest = build_run(chosen, folder, display)
+    manifest = build_run(chosen, folder, display, device)
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)
@@ -91,27 +93,36 @@ def invert(
     method: Annotated[str, typer.Option(help="dmi, smi or pri.")] = "pri",
     division_factor: Annotated[int, typer.Option(help="v of PRI: sparse images per trajectory.")] = 4,
     sparsity: Annotated[int, typer.Option(help="Of SMI: 50, 76 or 86.")] = 76,
+    selection: Annotated[str, typer.Option(help="Of patches: attention, low, random or top.")] = "attention",
     images: Annotated[int, typer.Option(help="How many sparse images.")] = 128,
     iterations: Annotated[int, typer.Option(help="T, updates per trajectory.")] = 300,
-    batch: Annotated[int, typer.Option(help="Sparse images per shard.")] = 32,
+    batch: Annotated[str, typer.Option(help="Sparse images per shard; auto: as many as fit.")] = "32",
     tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
     checkpoint: Checkpoint = None,
     seed: Seed = 0,
+    device: Device = "auto",
+    overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Teacher in, shards of sparse synthetic images out."""
-    from inversion.settings import Inversion
+    from pipeline.recipe import make_inversion
 
-    job = Inversion(
-        method=method, images=images, iterations=iterations, batch=batch, division_factor=division_factor,
-        sparsity=sparsity, tv_weight=tv_weight, seed=seed or 0,
+    if batch != "auto" and not batch.isdecimal():
+        raise InputError(f"--batch {batch!r} is no number of images: write 128 or the like, or auto.")
+    job = make_inversion(
+        {
+            "method": method, "images": images, "iterations": iterations, "division_factor": division_factor,
+            "sparsity": sparsity, "selection": selection, "tv_weight": tv_weight, "seed": seed or 0,
+            "batch": 0 if batch == "auto" else int(batch),
+        },
+        overrides or (),
     )  # fmt: skip
 
     from inversion.teacher import load_teacher
     from pipeline.display import Display
     from pipeline.stages import invert_with_bar
 
-    invert_with_bar(load_teacher(teacher, checkpoint), job, out, Display(quiet))
+    invert_with_bar(load_teacher(teacher, checkpoint), job, out, Display(quiet), device)
 
 
 @app.command()

@@ -128,6 +128,17 @@ def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iter
     return _build(Recipe, {**values, "effort": effort}, "")
 
 
+def make_inversion(flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inversion:
+    """An inversion by itself: `flags`, then `inversion.key=value` overrides."""
+    values = dict(flags)
+    for layer in map(_parse_override, overrides):
+        if set(layer) != {"inversion"}:
+            raise InputError(f"override of {next(iter(layer))!r} does not belong here: write inversion.low_pass=0.7.")
+        values.update(layer["inversion"])
+    inversion: Inversion = _build(Inversion, values, "inversion.")
+    return inversion
+
+
 def _section_types() -> dict[str, type]:
     return {"inversion": Inversion, "calibration": Calibration, "training": Training, "engine": Engine,
             "validation": Validation}  # fmt: skip

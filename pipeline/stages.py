@@ -21,7 +21,8 @@ from export.qdq import qdq_module
 from export.runtime import EXACT
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
-from inversion.invert import invert, plan
+from inversion.invert import PROGRESS, invert, plan, settle
+from inversion.machine import choose_device
 from inversion.publish import publish
 from inversion.settings import Inversion
 from inversion.sparse import sparse_forward
@@ -34,14 +35,18 @@ from pipeline.runfolder import RunFolder, StageResult, product_digest
 from pipeline.valdata import ValData, digits_held_out, open_val_data
 from pipeline.validation import fingerprint, validate
 
-STAGE_VERSIONS = {"invert": 1, "quantize": 1, "export": 1, "engine": 1, "validate": 1}
+STAGE_VERSIONS = {"invert": 2, "quantize": 1, "export": 1, "engine": 1, "validate": 1}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 VERDICTS = ("report.html", "junit.xml")
 
 
-def build(recipe: Recipe, folder: Path, display: Display) -> dict[str, Any]:
-    """Every stage in one run folder; returns the manifest. What can be refused is refused before any work."""
+def build(recipe: Recipe, folder: Path, display: Display, device: str = "auto") -> dict[str, Any]:
+    """Every stage in one run folder; returns the manifest. What can be refused is refused before any work.
+
+    `device` is where inversion runs.
+    """
+    choose_device(device)
     if recipe.inversion.trajectories < 2:
         raise InputError(
             f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
@@ -53,7 +58,7 @@ def build(recipe: Recipe, folder: Path, display: Display) -> dict[str, Any]:
     with RunFolder(folder) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)
         work.begin()
-        work.invert()
+        work.invert(device)
         work.quantize()
         work.export()
         work.engine()
@@ -90,12 +95,13 @@ class Build:
         write_junit(self.run.manifest, self.folder / "junit.xml")
         return self.run.manifest
 
-    def invert(self) -> None:
+    def invert(self, device: str) -> None:
         job = self.recipe.inversion
 
         def work() -> StageResult:
-            paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display)
-            images = load_images(self.folder / "images")
+            paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display, device)
+            images, progress = load_images(self.folder / "images"), self.folder / "images" / PROGRESS
+            paths += [progress] if progress.exists() else []
             return StageResult(paths, {"images": len(images), "confidence": confidence(self.teacher, images)})
 
         self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
@@ -176,9 +182,9 @@ def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
     return digits_held_out(teacher.spec) if recipe.teacher == DIGITS_VIT and not recipe.checkpoint else None
 
 
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark = ""
+    remark, job = "", settle(teacher, job, device)
 
     def on_step(done: int, loss: float) -> None:
         nonlocal remark
@@ -186,7 +192,7 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
         advance(done, remark)
 
     with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert(teacher, job, folder, on_step)
+        paths = invert(teacher, job, folder, on_step, device)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths

@@ -1,10 +1,10 @@
-"""Shift and flip: patches arrive where their pixels do."""
+"""Shift and flip as index maps: patches arrive where their pixels do."""
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from inversion.augment import draw_offsets, shift_images, shift_positions
+from inversion.augment import draw_offsets, pixels_of, shift_positions, shifted_pixels
 from inversion.sparse import patchify, take
 
 SIZE, PATCH, GRID = (24, 32), (8, 8), (3, 4)
@@ -15,6 +15,10 @@ FRACTIONS = [(1, 0), (0, -1), (3, 3), (4, 4), (-4, -4), (5, -5), (-3, 7), (9, 12
 def coded_image() -> Tensor:
     """[1, 1, H, W] in which every pixel has its own number."""
     return torch.arange(SIZE[0] * SIZE[1]).view(1, 1, *SIZE)
+
+
+def offset(down: int, right: int, flip: bool) -> Tensor:
+    return torch.tensor([down, right, int(flip)])
 
 
 def everywhere() -> Tensor:
@@ -35,16 +39,34 @@ def rolled(image: Tensor, down: int, right: int, flip: bool) -> Tensor:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("down", "right"), WHOLE + FRACTIONS)
 def test_every_pixel_moves_by_the_shift(down: int, right: int, flip: bool) -> None:
-    """The picture wraps around by (down, right), then is mirrored left and right."""
+    """Each patch holds what a roll of the whole picture by (down, right), then a mirror left and right, puts there."""
     image = coded_image()
-    assert torch.equal(shift_images(image, down, right, flip), rolled(image, down, right, flip))
+    source = shifted_pixels(everywhere(), offset(down, right, flip), GRID, PATCH)
+    assert torch.equal(image.flatten()[source].view(1, 12, -1), patchify(rolled(image, down, right, flip), PATCH))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("down", "right"), FRACTIONS)
+def test_some_patches_see_the_whole_picture(down: int, right: int, flip: bool) -> None:
+    """The pixels of a subset are those that it has among all patches, each image by itself."""
+    some = torch.tensor([[7, 0, 5], [1, 11, 2]])
+    source = shifted_pixels(some, offset(down, right, flip), GRID, PATCH).view(2, 3, -1)
+    whole = shifted_pixels(everywhere(), offset(down, right, flip), GRID, PATCH).view(12, -1)
+    assert torch.equal(source, whole[some])
+
+
+def test_without_a_shift_a_patch_holds_its_own_pixels() -> None:
+    """`pixels_of` lists each patch's pixels in order, rows of the picture apart by its width."""
+    own = pixels_of(everywhere(), GRID, PATCH)
+    assert torch.equal(own.view(12, -1), patchify(coded_image(), PATCH)[0])
+    assert own[0, :9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 32]
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("down", "right"), WHOLE)
 def test_whole_patches_arrive_at_their_new_positions(down: int, right: int, flip: bool) -> None:
     """After a shift by whole patches, each patch's new position holds exactly its pixels."""
-    moved = shift_positions(everywhere(), down, right, flip, GRID, PATCH)
+    moved = shift_positions(everywhere(), offset(down, right, flip), GRID, PATCH)
     arrived = take(patchify(rolled(coded_image(), down, right, flip), PATCH), moved)
     left = patchify(coded_image(), PATCH).view(1, -1, *PATCH)
     assert torch.equal(arrived.view_as(left), left.flip(3) if flip else left)
@@ -54,7 +76,7 @@ def test_whole_patches_arrive_at_their_new_positions(down: int, right: int, flip
 @pytest.mark.parametrize(("down", "right"), FRACTIONS)
 def test_a_fraction_of_a_patch_goes_to_the_nearest(down: int, right: int, flip: bool) -> None:
     """A patch's new position is the one that holds most of its pixels."""
-    moved = shift_positions(everywhere(), down, right, flip, GRID, PATCH)[0]
+    moved = shift_positions(everywhere(), offset(down, right, flip), GRID, PATCH)[0]
     owner = everywhere().unsqueeze(-1).expand(1, -1, PATCH[0] * PATCH[1]).view(1, *GRID, *PATCH)
     owner = owner.permute(0, 1, 3, 2, 4).reshape(1, 1, *SIZE)
     seen = patchify(rolled(owner, down, right, flip), PATCH)[0]
@@ -68,7 +90,7 @@ def test_a_fraction_of_a_patch_goes_to_the_nearest(down: int, right: int, flip: 
 def test_positions_stay_distinct(down: int, right: int, flip: bool) -> None:
     """No two patches of an image land on one position, and none leaves the grid."""
     kept = torch.tensor([[0, 3, 4, 11], [1, 2, 6, 9]])
-    moved = shift_positions(kept, down, right, flip, GRID, PATCH)
+    moved = shift_positions(kept, offset(down, right, flip), GRID, PATCH)
     assert moved.shape == kept.shape
     assert int(moved.min()) >= 0
     assert int(moved.max()) < 12
@@ -77,8 +99,8 @@ def test_positions_stay_distinct(down: int, right: int, flip: bool) -> None:
 
 def test_rectangular_patches_move_by_their_own_sides() -> None:
     """Rows count in patch heights, columns in patch widths."""
-    assert shift_positions(torch.tensor([[0]]), 4, 4, False, (8, 4), (4, 8)).tolist() == [[1 * 4 + 1]]
-    assert shift_positions(torch.tensor([[0]]), 4, 3, False, (8, 4), (4, 8)).tolist() == [[1 * 4 + 0]]
+    assert shift_positions(torch.tensor([[0]]), offset(4, 4, False), (8, 4), (4, 8)).tolist() == [[1 * 4 + 1]]
+    assert shift_positions(torch.tensor([[0]]), offset(4, 3, False), (8, 4), (4, 8)).tolist() == [[1 * 4 + 0]]
 
 
 def test_offsets_reach_an_eighth_of_each_side() -> None:

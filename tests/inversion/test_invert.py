@@ -12,13 +12,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from inversion import invert as inversion_invert
-from inversion.errors import NumericalError
+from inversion import loop as inversion_loop
+from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import invert, invert_shard, shard_metadata, total_variation
+from inversion.invert import PROGRESS, invert, invert_shard, shard_metadata
 from inversion.settings import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import InputSpec, Teacher
+from inversion.tensorfile import read_tensors
+from inversion.variation import variation
 
 METHODS = {
     "pri": Inversion(images=12, batch=12, iterations=12),
@@ -26,6 +28,7 @@ METHODS = {
     "pri, 16 patches by 7": Inversion(images=14, batch=14, iterations=10, division_factor=7),
     "dmi": Inversion(method="dmi", images=3, batch=3, iterations=5),
     "smi": Inversion(method="smi", images=2, batch=2, iterations=301),
+    "smi, grey": Inversion(method="smi", images=2, batch=2, iterations=301, removed="zero"),
 }
 METHOD = pytest.mark.parametrize("method", METHODS)
 QUICK = Inversion(images=12, batch=4, iterations=4, division_factor=2)
@@ -51,18 +54,18 @@ def record(patch: pytest.MonkeyPatch, teacher: Teacher, job: Inversion) -> tuple
     """The first shard; and patches [B, N, C*P*P] of the whole picture at every iteration, as the TV norm sees it."""
     seen: list[Tensor] = []
 
-    def listening(images: Tensor) -> Tensor:
-        seen.append(patchify(images.detach(), (8, 8)).clone())
-        return total_variation(images)
+    def listening(images: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+        seen.append(patchify(images, (8, 8)).clone())
+        return variation(images, norm)
 
-    patch.setattr(inversion_invert, "total_variation", listening)
+    patch.setattr(inversion_loop, "variation", listening)
     return invert_shard(teacher, job, 0), seen
 
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """No shift and no flip: a teacher of random weights answers to none of them alike."""
-    monkeypatch.setattr(inversion_invert, "draw_offsets", lambda count, *_: torch.zeros(count, 3, dtype=torch.int64))
+    monkeypatch.setattr(inversion_loop, "draw_offsets", lambda count, *_: torch.zeros(count, 3, dtype=torch.int64))
 
 
 @cache
@@ -92,7 +95,7 @@ def test_images_have_the_documented_shape(method: str) -> None:
     assert images.patches.shape == (*images.kept.shape, 64)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "smi"])
+@pytest.mark.parametrize("method", [name for name in METHODS if "smi" not in name])
 def test_images_of_a_trajectory_tile_the_grid(method: str) -> None:
     """The v images of one trajectory share no patch and together hold all of them; K = floor(N / v)."""
     job = METHODS[method]
@@ -165,8 +168,8 @@ def test_the_most_important_patches_leave_first(teacher: Teacher, monkeypatch: p
         scored.append((patches.clone(), kept.clone(), importance(model, patches, kept)))
         return scored[-1][2]
 
-    monkeypatch.setattr(inversion_invert, "importance", listening)
-    images, states = record(monkeypatch, teacher, METHODS["pri"])
+    monkeypatch.setattr(inversion_loop, "importance", listening)
+    images, states = record(monkeypatch, teacher, replace(METHODS["pri"], precision="float32"))
     assert len(scored) == 3
     for stage, (patches, kept, scores) in enumerate(scored, start=1):
         chosen = scores.topk(4, dim=1).indices
@@ -177,17 +180,24 @@ def test_the_most_important_patches_leave_first(teacher: Teacher, monkeypatch: p
         assert torch.equal(state.gather(1, kept.unsqueeze(-1).expand_as(patches)), patches)
 
 
-def test_pruned_patches_are_gone() -> None:
-    """In SMI, a pruned patch is 0 from its pruning on, and the images that end are those that were optimised."""
-    living = [int((state != 0).any(-1).sum()) // 2 for state in recorded("smi")[1]]
+def test_pruned_patches_turn_grey() -> None:
+    """With `removed` zero, a pruned patch is 0 from its pruning on; what ends is what was optimised."""
+    living = [int((state != 0).any(-1).sum()) // 2 for state in recorded("smi, grey")[1]]
     assert living == [16] * 50 + [11] * 50 + [7] * 100 + [4] * 100 + [2]
+
+
+def test_pruned_patches_are_held() -> None:
+    """By default, a pruned patch stays in sight as it was, and only the active ones move."""
+    states = recorded("smi")[1]
+    moving = [int((one != other).any(-1).sum()) // 2 for one, other in pairwise(states)]
+    assert moving == [16] * 50 + [11] * 50 + [7] * 100 + [4] * 100
 
 
 @pytest.mark.usefixtures("still")
 @pytest.mark.parametrize("v", [1, 2])
 def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.MonkeyPatch, v: int) -> None:
     """Active pixels follow cross-entropy + lambda * TV by Adam, whose moments survive a detachment."""
-    job = Inversion(images=3 * v, batch=3 * v, iterations=6, division_factor=v, tv_weight=0.03)
+    job = Inversion(images=3 * v, batch=3 * v, iterations=6, division_factor=v, tv_weight=0.03, precision="float32")
     images, states = record(monkeypatch, teacher, job)
     labels, final = images.labels[::v].long(), images.kept[images.stage == v].long()
     pixels, first, second = states[0].clone(), 0, 0
@@ -196,8 +206,8 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
         pixels.requires_grad_()
         logits = sparse_forward(teacher.model, take(pixels, kept), kept)
         entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        loss = entropy + 0.03 * total_variation(unpatchify(pixels, (4, 4), (8, 8))).sum()
-        (grad,) = torch.autograd.grad(loss, pixels)
+        (grad,) = torch.autograd.grad(entropy, pixels)
+        grad += 0.03 * patchify(variation(unpatchify(pixels.detach(), (4, 4), (8, 8)))[1], (8, 8))
         first, second = 0.5 * first + 0.5 * grad, 0.99 * second + 0.01 * grad**2
         update = 0.25 * (first / (1 - 0.5**done)) / ((second / (1 - 0.99**done)).sqrt() + 1e-8)
         active = torch.zeros(3, 16, 1).scatter(1, kept.unsqueeze(-1), 1)
@@ -205,29 +215,6 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
     want = take(pixels, final)
     # Adam divides by the gradient's own size, so that the rounding of gradients near zero shows
     torch.testing.assert_close(images.patches[images.stage == v], want, rtol=1e-3, atol=1e-3)
-
-
-def _plain_tv(image: Tensor) -> Tensor:
-    """Sum over the four directions of the norm of neighbour differences, pixel by pixel: image [C, H, W]."""
-    channels, height, width = image.shape
-    total = image.new_zeros(())
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        squares = [
-            (image[c, y + down, x + right] - image[c, y, x]) ** 2
-            for c in range(channels)
-            for y in range(height - down)
-            for x in range(max(0, -right), width - max(0, right))
-        ]
-        total = total + torch.stack(squares).sum().sqrt()
-    return total
-
-
-def test_total_variation_is_the_plain_formula() -> None:
-    """Horizontal, vertical and both diagonal differences, a Frobenius norm each, an image by itself."""
-    images = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    want = torch.stack([_plain_tv(image) for image in images])
-    # the same float64 squares, summed in another order
-    torch.testing.assert_close(total_variation(images), want, rtol=1e-12, atol=0)
 
 
 def test_same_seed_gives_the_same_bytes(teacher: Teacher, tmp_path: Path) -> None:
@@ -300,7 +287,9 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
     want = [path.read_bytes() for path in invert(teacher, QUICK, tmp_path / "want")]
     folder = tmp_path / "mixed"
     paths = invert(teacher, replace(QUICK, tv_weight=1.0), folder)
-    other = replace(invert_shard(teacher, QUICK, 1), metadata=shard_metadata(replace(teacher, sha256="1"), QUICK, 1))
+    other = replace(
+        invert_shard(teacher, QUICK, 1), metadata=shard_metadata(replace(teacher, sha256="1"), QUICK, 1, torch.float32)
+    )
     other.save(paths[1])
     paths[2].write_bytes(want[2][:-1])
     assert [path.read_bytes() for path in invert(teacher, QUICK, folder)] == want
@@ -318,11 +307,20 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
         {"method": "dmi"},
         {"batch": 8},
         {"images": 2},
+        {"tv_norm": "batch"},
+        {"selection": "low"},
+        {"removed": "zero"},
+        {"classes": (1, 2)},
+        {"label_confidence": 0.9},
+        {"low_pass": 0.7},
+        {"attention_entropy": 0.1},
+        {"prior_weight": 0.1, "prior": "resnet18"},
     ],
 )
 def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, object]) -> None:
     """Whatever changes a shard's bytes changes its metadata."""
-    assert shard_metadata(teacher, replace(QUICK, **change), 0) != shard_metadata(teacher, QUICK, 0)
+    float32 = torch.float32
+    assert shard_metadata(teacher, replace(QUICK, **change), 0, float32) != shard_metadata(teacher, QUICK, 0, float32)
 
 
 def test_metadata_is_as_documented(teacher: Teacher) -> None:
@@ -340,10 +338,10 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     """The error names shard and iteration, and nothing is written."""
     teacher = tiny_teacher()
     teacher.model.head.weight[2, 3] = torch.nan
-    with pytest.raises(NumericalError, match=r"^the loss of shard 0 is not finite at iteration 4: lower the learning"):
+    with pytest.raises(NumericalError, match=r"^the loss of shard 0 is not finite at iteration 1: lower the learning"):
         invert(teacher, QUICK, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(NumericalError, match=r"shard 2 is not finite at iteration 25: "):
+    with pytest.raises(NumericalError, match=r"shard 2 is not finite at iteration 1: "):
         invert_shard(teacher, replace(QUICK, iterations=60), 2)
 
 
@@ -366,3 +364,94 @@ def test_written_shards_hold_what_was_inverted(teacher: Teacher, tmp_path: Path)
     found, inverted = SparseImages.load(path), invert_shard(teacher, QUICK, 0)
     assert torch.equal(found.patches, inverted.patches.half().float())
     assert torch.equal(found.kept, inverted.kept)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_is_recorded(teacher: Teacher, precision: str) -> None:
+    """A shard names the number format of its matrix products, and its pixels stay float32 until they are stored."""
+    images = invert_shard(teacher, replace(QUICK, precision=precision), 0)
+    assert images.metadata["dtype"] == precision
+    assert images.patches.dtype == torch.float32
+    assert not torch.equal(images.patches, images.patches.bfloat16().float())
+    assert teacher.model.pos_embed.dtype == torch.float32
+
+
+def test_shards_of_another_machine_count(teacher: Teacher, tmp_path: Path) -> None:
+    """With automatic precision, a run goes on from shards of either; where one is asked for, only with those."""
+    paths = invert(teacher, replace(QUICK, precision="bfloat16"), tmp_path)
+    foreign = [path.read_bytes() for path in paths]
+    invert(teacher, QUICK, tmp_path)
+    assert [path.read_bytes() for path in paths] == foreign
+    invert(teacher, replace(QUICK, precision="float32"), tmp_path)
+    assert all(path.read_bytes() != old for path, old in zip(paths, foreign, strict=True))
+
+
+def test_progress_shows_every_detachment(teacher: Teacher, tmp_path: Path) -> None:
+    """Whole pictures at each detachment point: what leaves there is in them, and what left earlier no longer moves."""
+    (path, *_) = invert(teacher, Inversion(images=12, batch=12, iterations=8), tmp_path)
+    images = SparseImages.load(path)
+    tensors, metadata = read_tensors(tmp_path / PROGRESS, "patch-rebirth.progress/1", "")
+    assert tensors["canvas"].shape == (4, 3, 1, 32, 32)
+    assert tensors["trajectory"].tolist() == [0, 1, 2]
+    assert metadata["teacher_sha256"] == "0" * 64
+    for row in range(len(images)):
+        stage, kept = int(images.stage[row]), images.kept[row].long()
+        states = [patchify(canvas, (8, 8))[int(images.trajectory[row]), kept] for canvas in tensors["canvas"].float()]
+        assert all(torch.equal(state, images.patches[row]) for state in states[stage - 1 :])
+        assert all(not torch.equal(state, images.patches[row]) for state in states[: stage - 1])
+
+
+def test_out_of_memory_only_slows_down(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a batch does not fit, half as many images pass the model at once, and the shard is the same."""
+    job = replace(QUICK, images=16, batch=16, precision="float32")
+    want = invert_shard(teacher, job, 0)
+    rows: list[int] = []
+
+    def narrow(model: VisionTransformer, tokens: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("as a GPU of two images would")
+        return model.forward_head(model.norm(model.blocks(tokens)))
+
+    monkeypatch.setattr(inversion_loop, "classify", narrow)
+    found = invert_shard(teacher, job, 0)
+    assert rows[:3] == [8, 4, 2]
+    assert torch.equal(found.kept, want.kept)
+    # the kernels of another batch size sum in another order, and Adam divides by the gradient's own size
+    torch.testing.assert_close(found.patches, want.patches, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("selection", "first"), [("top", range(4)), ("low", None), ("random", None)])
+def test_selection_decides_what_leaves(teacher: Teacher, selection: str, first: range | None) -> None:
+    """`top` detaches the picture's first rows; every strategy tiles the grid, and no two agree."""
+    job = replace(METHODS["pri"], selection=selection)
+    images, attentive = invert_shard(teacher, job, 0), made("pri")
+    assert not torch.equal(images.kept, attentive.kept)
+    for trajectory in range(job.trajectories):
+        kept = images.kept[images.trajectory == trajectory]
+        assert sorted(kept.flatten().tolist()) == list(range(16))
+        assert first is None or kept[0].tolist() == list(first)
+
+
+def test_low_selection_is_the_reverse_of_attention(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first detachment both see the same, then one takes the most important patches, the other the least."""
+    monkeypatch.setattr(inversion_loop, "importance", lambda _model, _patches, kept: kept.float() + (kept == 3) * 100)
+    left = {
+        name: invert_shard(teacher, replace(METHODS["pri"], selection=name), 0).kept[::4].unique().tolist()
+        for name in ("attention", "low")
+    }
+    assert left == {"attention": [3, 13, 14, 15], "low": [0, 1, 2, 4]}
+
+
+def test_classes_may_be_chosen(teacher: Teacher) -> None:
+    """Only the classes asked for are inverted, each once before any comes again."""
+    labels = invert_shard(teacher, Inversion(method="dmi", images=4, iterations=1, classes=(4, 1)), 0).labels.tolist()
+    assert sorted(labels[:2]) == sorted(labels[2:]) == [1, 4]
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_out_of_range_are_refused(teacher: Teacher, label: int, tmp_path: Path) -> None:
+    """A class that the teacher does not have stops before anything is made."""
+    with pytest.raises(InputError, match=rf"^class {label} is not one of 'tiny': take 0 to 4\.$"):
+        invert(teacher, replace(QUICK, classes=(0, label)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -9,8 +9,6 @@ from inversion.errors import InputError
 from inversion.schedule import Stage, schedule
 from inversion.settings import Inversion
 
-RATES = "learning_rate must be positive and tv_weight not negative, both finite, not "
-
 
 @pytest.mark.parametrize("v", [1, 2, 3, 4, 5, 6, 7, 196])
 def test_pri_tiles_the_grid(v: int) -> None:
@@ -73,18 +71,31 @@ def test_impossible_schedules_are_refused(arguments: tuple[str, int, int, int, i
         ({"method": "gan"}, "unknown method 'gan': take one of dmi, smi, pri."),
         ({"images": 0}, "images must be at least 1, not 0."),
         ({"iterations": -1}, "iterations must be at least 1, not -1."),
-        ({"batch": 0}, "batch must be at least 1, not 0."),
+        ({"batch": -1}, "batch -1 is less than one trajectory's 4 images: take more, or 0 for as many as fit."),
         ({"division_factor": 0}, "division_factor must be at least 1, not 0."),
-        ({"learning_rate": 0.0}, RATES + "0.0 and 0.0001."),
-        ({"learning_rate": nan}, RATES + "nan and 0.0001."),
-        ({"learning_rate": inf}, RATES + "inf and 0.0001."),
-        ({"tv_weight": -1.0}, RATES + "0.25 and -1.0."),
-        ({"tv_weight": nan}, RATES + "0.25 and nan."),
-        ({"tv_weight": inf}, RATES + "0.25 and inf."),
+        ({"selection": "high"}, "unknown selection 'high': take one of attention, low, random, top."),
+        ({"precision": "float16"}, "unknown precision 'float16': take one of auto, float32, bfloat16."),
+        ({"tv_norm": "l1"}, "unknown tv_norm 'l1': take one of image, batch."),
+        ({"removed": "black"}, "unknown removed 'black': take one of held, zero."),
+        ({"label_confidence": 0.0}, "label_confidence must be above 0 and at most 1, not 0.0."),
+        ({"label_confidence": nan}, "label_confidence must be above 0 and at most 1, not nan."),
+        ({"low_pass": 1.5}, "low_pass must be a share of Nyquist from 0 (off) to 1, not 1.5."),
+        ({"low_pass_every": 0}, "low_pass_every must be at least 1, not 0."),
+        ({"attention_entropy": -1.0}, "attention_entropy must be finite and not negative, not -1.0."),
+        ({"prior_weight": inf, "prior": "resnet18"}, "prior_weight must be finite and not negative, not inf."),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, not 0.0."),
+        ({"learning_rate": nan}, "learning_rate must be positive and finite, not nan."),
+        ({"learning_rate": inf}, "learning_rate must be positive and finite, not inf."),
+        ({"tv_weight": -1.0}, "tv_weight must be finite and not negative, not -1.0."),
+        ({"tv_weight": nan}, "tv_weight must be finite and not negative, not nan."),
+        ({"tv_weight": inf}, "tv_weight must be finite and not negative, not inf."),
         ({"betas": (0.5, 1.0)}, "betas must be two numbers from 0 to below 1, not (0.5, 1.0)."),
         ({"betas": (-0.1, 0.9)}, "betas must be two numbers from 0 to below 1, not (-0.1, 0.9)."),
         ({"betas": (0.9,)}, "betas must be two numbers from 0 to below 1, not (0.9,)."),
-        ({"batch": 3, "division_factor": 4}, "batch 3 is less than one trajectory's 4 images."),
+        (
+            {"batch": 3, "division_factor": 4},
+            "batch 3 is less than one trajectory's 4 images: take more, or 0 for as many as fit.",
+        ),
     ],
 )
 def test_impossible_jobs_are_refused(values: dict[str, object], message: str) -> None:

@@ -31,7 +31,7 @@ ENGINE = "engine.tensorrt_rtx.sm89.plan"
 FILES = {
     "manifest.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors", "quantized.safetensors",
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "preprocess.json", "report.html", "junit.xml", ENGINE,
-    f"{ENGINE}.json", ".lock",
+    f"{ENGINE}.json", ".lock", "images/progress.safetensors",
 }  # fmt: skip
 
 
@@ -326,7 +326,8 @@ def test_stages_by_themselves_work_together(
     ]
     assert [run(line) for line in lines] == [0, 0, 0, 0]
     assert files(tmp_path) == {
-        "images/shard-00000.safetensors", "images/shard-00001.safetensors", "made/quantized.safetensors",
+        "images/shard-00000.safetensors", "images/shard-00001.safetensors", "images/progress.safetensors",
+        "made/quantized.safetensors",
         "onnx/model.onnx", "onnx/model.int4.onnx", "onnx/model.fp32.onnx", "onnx/preprocess.json",
         "engines/engine.tensorrt_rtx.sm86.plan", "engines/engine.tensorrt_rtx.sm86.plan.json",
     }  # fmt: skip

@@ -76,6 +76,9 @@ def test_a_seed_reaches_every_section_unless_it_has_its_own() -> None:
 
 
 OTHER = {
+    "inversion.tv_norm": "batch", "inversion.selection": "random", "inversion.removed": "zero",
+    "inversion.precision": "float32", "inversion.label_confidence": 0.875, "inversion.low_pass": 0.75,
+    "inversion.prior": "resnet18", "inversion.prior_checkpoint": "cnn.pth", "inversion.classes": (1, 7),
     "inversion.method": "smi", "inversion.betas": (0.25, 0.5), "calibration.method": "mse",
     "calibration.views": "sparse", "calibration.held_out": 0.125, "training.views": "sparse",
     "training.optimizer": "sgd", "training.schedule": "constant", "engine.arch": ("sm75", "sm86"),

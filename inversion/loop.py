@@ -1,0 +1,207 @@
+"""A batch of trajectories under optimisation: Eq. 1 and Adam on the pixels of the patches that are still active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from inversion.augment import draw_offsets, pixels_of, shift_positions, shifted_pixels
+from inversion.settings import Inversion
+from inversion.sparse import classify, embed_linear, importance
+from inversion.teacher import Teacher
+from inversion.terms import Terms, low_pass, soft_targets
+from inversion.variation import variation
+
+CPU_TOKENS = 2048
+"""Tokens that pass a CPU at once: the activations of more leave its caches, of fewer leave its cores idle."""
+GRAPH_WARM_UP = 3
+
+
+class Loop:
+    """`pixels` [B, C, A*P*P] of the active patches at `kept` [B, A], and Adam's state of just these.
+
+    `canvas` [B, C, H*W] is the whole picture. Active patches are written back to it after each update; patches that
+    left stay in it as they were (or grey, see `Inversion.removed`), since the active ones see slices of their
+    neighbours after a shift. `first_bad` [] is the first update whose loss was not finite, -1 while there is none.
+
+    No step waits for the device, so that on CUDA a whole stage is one graph, replayed.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        model: VisionTransformer,
+        job: Inversion,
+        labels: Tensor,
+        generator: Generator,
+        most_at_once: int | None = None,
+    ) -> None:
+        self.model, self.job, self.spec, self.labels = model, job, teacher.spec, labels
+        self.geometry = teacher.grid, teacher.patch_size
+        self.device, self.dtype = model.pos_embed.device, model.pos_embed.dtype
+        spec, batch = teacher.spec, len(labels)
+        self.low, self.high = (bound.view(-1, 1).to(self.device) for bound in spec.pixel_bounds())
+        noise = torch.randn(batch, spec.channels, *spec.size, generator=generator)
+        self.canvas = noise.to(self.device).flatten(2).clamp(self.low, self.high)
+        self.offsets = draw_offsets(job.iterations, spec.size, generator).to(self.device)
+        self.targets = soft_targets(labels, spec.num_classes, job.label_confidence, generator).to(self.device)
+        self.terms = Terms(teacher, model, job)
+        self.generator = generator
+        self.chunk = most_at_once or batch
+        self.done = 0
+        self.clock = torch.zeros((), dtype=torch.long, device=self.device)
+        self.loss = torch.zeros((), device=self.device)
+        self.first_bad = torch.full_like(self.clock, -1)
+        self._track(torch.arange(teacher.num_patches, device=self.device).repeat(batch, 1))
+
+    def run(self, iterations: int, after: Callable[[], None]) -> None:
+        """`iterations` updates, with `after` called behind each: eager on a CPU, one replayed graph on CUDA."""
+        update = self.step
+        for iteration in range(iterations):
+            if self.device.type == "cuda" and iteration == GRAPH_WARM_UP:
+                update = self._captured()
+            update()
+            self.done += 1
+            if self.job.low_pass and self.done % self.job.low_pass_every == 0:
+                self._smooth()
+            after()
+
+    def step(self) -> None:
+        """One augmented update of Eq. 1."""
+        offset = self.offsets.index_select(0, self.clock.view(1)).squeeze(0)
+        gradient = self._regularisation()
+        shifted = torch.zeros_like(self.canvas)
+        moved = shift_positions(self.kept, offset, *self.geometry)
+        source = self._each_channel(shifted_pixels(moved, offset, *self.geometry))
+        loss, of_strip = self._classification(self.canvas.gather(2, source), moved)
+        gradient += shifted.scatter_(2, source, of_strip)
+        gradient += self.terms.image_gradient(self.canvas, offset)
+        self.pixels.grad = gradient.gather(2, self.own)
+        self.optimizer.step()
+        self.canvas.scatter_(2, self.own, self.pixels.clamp_(self.low, self.high))
+        self.loss.copy_(loss / len(self.kept))
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.clock += 1
+        self.first_bad.copy_(torch.where(bad, self.clock, self.first_bad))
+
+    def detach(self, count: int) -> tuple[Tensor, Tensor]:
+        """Take out the `count` first patches of each image in the order of selection: pixels [B, count, C*P*P] and
+        positions [B, count], in grid order."""
+        order = self._order()
+        return self._leave(leaving=order[:, :count], staying=order[:, count:])
+
+    def prune(self, count: int) -> None:
+        """Drop the `count` last patches of each image in the order of selection for good."""
+        order = self._order()
+        staying = order.shape[1] - count
+        self._leave(leaving=order[:, staying:], staying=order[:, :staying])
+
+    def remaining(self) -> tuple[Tensor, Tensor]:
+        """Pixels [B, A, C*P*P] and positions [B, A] of the active patches, in grid order."""
+        return self._patches(self.pixels), self.kept
+
+    def pictures(self) -> Tensor:
+        """All pixels as they stand, [B, C, H, W]; those of patches that left as they were then (or grey)."""
+        return self.canvas.unflatten(2, self.spec.size)
+
+    def _classification(self, strip: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed loss of the patches `strip` [B, C, A*P*P] at positions `moved`, and its gradient."""
+        gradient = torch.empty_like(strip)
+        total = self.loss.new_zeros(())
+        for rows in self._chunks():
+            patches = self._patches(strip[rows]).to(self.dtype).requires_grad_()
+            with self.terms.watching() as watched:
+                logits = classify(self.model, embed_linear(self.model, patches, moved[rows])).float()
+            loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
+            (found,) = torch.autograd.grad(loss + self.terms.of_attention(watched), patches)
+            gradient[rows].view(self._strip_shape(len(found))).copy_(
+                found.view(*found.shape[:2], self.spec.channels, -1).transpose(1, 2)
+            )
+            total += loss.detach()
+        return total, gradient
+
+    def _regularisation(self) -> Tensor:
+        """Gradient [B, C, H*W] of the weighted total variation."""
+        return variation(self.pictures(), self.job.tv_norm)[1].flatten(2).mul_(self.job.tv_weight)
+
+    def _smooth(self) -> None:
+        """Take high frequencies out of the active patches."""
+        picture = low_pass(self.pictures(), self.job.low_pass).flatten(2)
+        self.pixels.copy_(picture.gather(2, self.own).clamp_(self.low, self.high))
+        self.canvas.scatter_(2, self.own, self.pixels)
+
+    def _order(self) -> Tensor:
+        """Indices [B, A] into the active patches in the order of selection."""
+        if self.job.selection == "top":
+            return torch.arange(self.kept.shape[1], device=self.device).expand_as(self.kept)
+        if self.job.selection == "random":
+            return torch.rand(self.kept.shape, generator=self.generator).argsort(1).to(self.device)
+        patches = self._patches(self.pixels).to(self.dtype)
+        scores = torch.cat([importance(self.model, patches[rows], self.kept[rows]) for rows in self._chunks()])
+        return scores.argsort(dim=1, descending=self.job.selection == "attention", stable=True)
+
+    def _leave(self, leaving: Tensor, staying: Tensor) -> tuple[Tensor, Tensor]:
+        leaving, staying = leaving.sort(1).values, staying.sort(1).values
+        gone = self.kept.gather(1, leaving)
+        where = self._each_channel(pixels_of(gone, *self.geometry))
+        patches = self._patches(self.canvas.gather(2, where))
+        if self.job.removed == "zero":
+            self.canvas.scatter_(2, where, 0.0)
+        adam = self.optimizer.state[self.pixels]
+        place = self._each_channel(self._within(staying))
+        moments = {key: adam[key].gather(2, place) for key in ("exp_avg", "exp_avg_sq")}
+        self._track(self.kept.gather(1, staying), {"step": adam["step"], **moments})
+        return patches, gone
+
+    def _track(self, kept: Tensor, moments: dict[str, Tensor] | None = None) -> None:
+        """Optimise the patches at `kept` from here on, with Adam's state as given."""
+        self.kept = kept
+        self.own = self._each_channel(pixels_of(kept, *self.geometry)).contiguous()
+        self.pixels = self.canvas.gather(2, self.own)
+        self.optimizer = torch.optim.Adam(
+            [self.pixels],
+            lr=self.job.learning_rate,
+            betas=self.job.betas,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        if moments:
+            self.optimizer.state[self.pixels] = moments
+
+    def _captured(self) -> Callable[[], None]:
+        """`step` as a CUDA graph: one launch instead of a thousand."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def _chunks(self) -> Iterator[slice]:
+        """Rows that pass the model at once."""
+        rows = self.chunk
+        if self.device.type == "cpu":
+            rows = min(rows, max(1, CPU_TOKENS // self.kept.shape[1]))
+        return (slice(start, start + rows) for start in range(0, len(self.kept), rows))
+
+    def _patches(self, strip: Tensor) -> Tensor:
+        """[B, C, A*P*P] -> [B, A, C*P*P]."""
+        return strip.view(self._strip_shape(len(strip))).transpose(1, 2).flatten(2)
+
+    def _strip_shape(self, batch: int) -> tuple[int, ...]:
+        return batch, self.spec.channels, -1, self._patch_area()
+
+    def _patch_area(self) -> int:
+        return self.geometry[1][0] * self.geometry[1][1]
+
+    def _within(self, index: Tensor) -> Tensor:
+        """Pixel indices [B, K*P*P] into `pixels` of the patches at `index` [B, K] among the active ones."""
+        area = self._patch_area()
+        return (index.unsqueeze(-1) * area + torch.arange(area, device=self.device)).flatten(1)
+
+    def _each_channel(self, pixels: Tensor) -> Tensor:
+        """[B, n] -> [B, C, n]."""
+        return pixels.unsqueeze(1).expand(-1, self.spec.channels, -1)

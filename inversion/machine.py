@@ -1,0 +1,74 @@
+"""Where inversion runs and in which number format: device, precision, and the teacher's copy for them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from inversion.errors import InputError, MachineError
+from inversion.settings import Inversion
+
+DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_IMAGES, MOST_IMAGES = 128, 1024
+MEMORY_SHARE = 0.6
+BYTES_PER_TOKEN_WIDTH, BYTES_PER_PIXEL = 2 * 24, 4 * 16
+"""What a block saves for its backward pass (24 vectors of the token's width in bfloat16), and the copies of a pixel
+that an update holds; estimates."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one. Raises `MachineError` where CUDA is asked for and missing."""
+    if name not in DEVICES:
+        raise InputError(f"unknown device {name!r}: take one of {', '.join(DEVICES)}.")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise MachineError("this machine shows torch no CUDA device: take --device cpu, or mend its driver.")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively: GPUs, and CPUs with AMX or AVX512-BF16."""
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_multiplies_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not found:  # torch before 2.11
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def working_copy(model: VisionTransformer, device: torch.device, dtype: torch.dtype) -> VisionTransformer:
+    """`model` itself if it is at `device` in `dtype` already, else a frozen copy that is.
+
+    Attention is torch's fused kernel but for bfloat16 on a CPU, where plain products are twice as fast
+    (docs/decisions/0007).
+    """
+    if model.pos_embed.device == device and model.pos_embed.dtype == dtype:
+        return model
+    copied = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        for block in copied.blocks:
+            block.attn.fused_attn = False
+    return copied
+
+
+def fitting_batch(model: VisionTransformer, job: Inversion, device: torch.device) -> int:
+    """Sparse images of a shard whose trajectories fit the device at once; on a CPU, the paper's 128.
+
+    It follows from the size of the device's memory, not from what is free, so that a machine always makes the same
+    shards. Should it be too many, fewer pass the model at once (`Inverter.shard`).
+    """
+    if device.type == "cpu":
+        return DEFAULT_IMAGES
+    memory = torch.cuda.get_device_properties(device).total_memory
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    activations = BYTES_PER_TOKEN_WIDTH * tokens * model.embed_dim * len(model.blocks)
+    pixels = BYTES_PER_PIXEL * 3 * model.patch_embed.img_size[0] * model.patch_embed.img_size[1]
+    trajectories = max(1, int(MEMORY_SHARE * memory / (activations + pixels)))
+    return min(trajectories * job.images_per_trajectory, MOST_IMAGES)

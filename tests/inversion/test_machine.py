@@ -1,0 +1,78 @@
+"""Device, precision and the teacher's copy for them."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from inversion import machine
+from inversion.errors import InputError, MachineError
+from inversion.machine import choose_device, choose_precision, fitting_batch, working_copy
+from inversion.settings import Inversion
+
+CPU = torch.device("cpu")
+
+
+def small() -> VisionTransformer:
+    model = VisionTransformer(32, 8, 3, num_classes=5, embed_dim=32, depth=2, num_heads=2)
+    return model.eval().requires_grad_(False)
+
+
+def test_unknown_devices_are_refused() -> None:
+    """The sentence names the device and those there are."""
+    with pytest.raises(InputError, match=r"^unknown device 'tpu': take one of auto, cpu, cuda\.$"):
+        choose_device("tpu")
+
+
+def test_cuda_that_is_missing_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name it is an error that says how to go on; `auto` takes the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match=r"no CUDA device: take --device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == CPU
+
+
+@pytest.mark.parametrize(("found", "dtype"), [
+    ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+    ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+])  # fmt: skip
+def test_bfloat16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], dtype: torch.dtype
+) -> None:
+    """`auto` follows the processor; what is asked for by name is taken."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert choose_precision("auto", CPU) == dtype
+    assert choose_precision("float32", CPU) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_the_teacher_itself_is_never_changed() -> None:
+    """A copy in bfloat16 is frozen, and the original keeps its format and its fused attention."""
+    model = small()
+    copied = working_copy(model, CPU, torch.bfloat16)
+    assert all(weight.dtype == torch.bfloat16 and not weight.requires_grad for weight in copied.parameters())
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert [block.attn.fused_attn for block in (*model.blocks, *copied.blocks)] == [True, True, False, False]
+    assert working_copy(model, CPU, torch.float32) is model
+
+
+def test_the_copy_computes_the_same_to_bfloat16s_precision() -> None:
+    """Logits differ by no more than rounding to 8 bits of mantissa explains."""
+    model, images = small(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    want, found = model(images), working_copy(model, CPU, torch.bfloat16)(images.bfloat16()).float()
+    assert float((want - found).norm() / want.norm()) < 0.03
+
+
+def test_automatic_batch_follows_the_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 images on a CPU; on a GPU whole trajectories, more of them the more memory there is, up to a limit."""
+    model = small()
+    assert fitting_batch(model, Inversion(batch=0), CPU) == 128
+
+    def images(gigabytes: float, v: int = 3) -> int:
+        properties = type("Properties", (), {"total_memory": int(gigabytes * 2**30)})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        return fitting_batch(model, Inversion(batch=0, division_factor=v), torch.device("cuda"))
+
+    assert images(0.0001) == 3
+    assert images(0.02) % 3 == 0
+    assert 3 < images(0.01) < images(0.02) < images(80) == machine.MOST_IMAGES
