@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from inversion.augment import draw_offsets, pixels_of, shift_positions, shifted_pixels
 from inversion.settings import Inversion
-from inversion.sparse import classify, embed_linear, importance
+from inversion.sparse import classify_lean, embed_linear, importance
 from inversion.teacher import Teacher
 from inversion.terms import Terms, low_pass, soft_targets
 from inversion.variation import variation
@@ -115,7 +115,7 @@ class Loop:
         for rows in self._chunks():
             patches = self._patches(strip[rows]).to(self.dtype).requires_grad_()
             with self.terms.watching() as watched:
-                logits = classify(self.model, embed_linear(self.model, patches, moved[rows])).float()
+                logits = classify_lean(self.model, embed_linear(self.model, patches, moved[rows])).float()
             loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
             (found,) = torch.autograd.grad(loss + self.terms.of_attention(watched), patches)
             gradient[rows].view(self._strip_shape(len(found))).copy_(

@@ -413,7 +413,7 @@ def test_out_of_memory_only_slows_down(teacher: Teacher, monkeypatch: pytest.Mon
             raise torch.OutOfMemoryError("as a GPU of two images would")
         return model.forward_head(model.norm(model.blocks(tokens)))
 
-    monkeypatch.setattr(inversion_loop, "classify", narrow)
+    monkeypatch.setattr(inversion_loop, "classify_lean", narrow)
     found = invert_shard(teacher, job, 0)
     assert rows[:3] == [8, 4, 2]
     assert torch.equal(found.kept, want.kept)

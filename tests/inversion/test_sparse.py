@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from inversion.sparse import embed, importance, patchify, sparse_forward, take, unpatchify
+from inversion.sparse import classify_lean, embed, embed_linear, importance, patchify, sparse_forward, take, unpatchify
 
 FAMILIES: dict[str, dict[str, object]] = {
     "class token": {},
@@ -78,6 +78,21 @@ def test_a_subset_is_what_the_blocks_make_of_those_tokens(family: str) -> None:
     want = model.forward_head(model.norm(model.blocks(tokens)))
     # the projection of fewer patches is a matrix product of another height, which may sum in another order
     torch.testing.assert_close(sparse_forward(model, take(patches, kept), kept), want, rtol=1e-4, atol=1e-4)
+
+
+@FAMILY
+def test_the_lean_forward_is_the_same(family: str) -> None:
+    """One product for the projection and a last block for what the classifier reads: the same logits and gradient."""
+    model = vit(**FAMILIES[family]).double()
+    patches, everywhere = all_patches(model, pictures(model).double())
+    kept = some(-(-everywhere.shape[1] // 2), everywhere.shape[1], len(patches))
+    patches = take(patches, kept).requires_grad_()
+    want = sparse_forward(model, patches, kept)
+    found = classify_lean(model, embed_linear(model, patches, kept))
+    # float64 sums in another order
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(logits.square().sum(), patches)[0] for logits in (want, found)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
 @FAMILY
