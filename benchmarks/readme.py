@@ -29,6 +29,32 @@ def filled(text: str) -> str:
 def _table(name: str) -> str:
     path = max(RECORDS.glob(f"????-??-??_{name}.json"))
     record = json.loads(path.read_text())
+    lines, about = (_speed if "rows" in record else _run)(record)
+    return "\n".join(
+        ["| " + " | ".join(row) + " |" for row in lines] + ["", f"{about} Record: `benchmarks/records/{path.name}`."]
+    )
+
+
+def _speed(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
+    """The bench of inversion: each method beside the paper's own ratios."""
+    rows: list[tuple[str, ...]] = [
+        ("method", "iterations/s", "against DMI", "the paper's", "GFLOP an iteration", "of the matrix-product rate"),
+        ("---", *["---:"] * 5),
+    ]
+    rows += [
+        (
+            row["name"], f"{row['iterations_per_s']:.2f}", f"{row['speedup_over_dmi']:.1f} x",
+            f"{row['paper_speedup_over_dmi']:.1f} x", f"{row['flops_per_iteration'] / 1e9:.0f}",
+            f"{100 * row['share_of_matmul_rate']:.0f}%",
+        )
+        for row in record["rows"]
+    ]  # fmt: skip
+    machine = f"{record['machine']}, {record['rounds']} rounds."
+    return rows, f"{record['images']} images an iteration, {record['precision']}, {machine}"
+
+
+def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
+    """A finished build: the quantized model beside the float one."""
     real, runtime = record["validation"]["real"], record["validation"]["runtimes"]["onnxruntime"]
     low, high = real["agreement_interval"]
     bits = record["recipe"]["bits"]
@@ -47,10 +73,9 @@ def _table(name: str) -> str:
         ("ONNX file, MB", *(f"{runtime[key]['bytes'] / 1e6:.2f}" for key in ("float", "quantized"))),
         ("ONNX Runtime latency, batch 1, FP32 = 1", "1.00", f"{runtime['latency_ratio']:.2f}"),
     ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
     minutes = sum(record["seconds"].values()) / 60
     about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
-    return "\n".join([*lines, "", f"{about} Engine: {engine}. Record: `benchmarks/records/{path.name}`."])
+    return rows, f"{about} Engine: {engine}."
 
 
 def _percent(share: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+bench = typer.Typer(help="How fast this machine is.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
@@ -71,7 +75,7 @@ def build(
     chosen = make_recipe(flags, recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
     if junit:
-        _require_place(junit)
+        _require_place(junit, "--junit")
 
     from pipeline.display import Display
     from pipeline.report import write_junit
@@ -223,6 +227,59 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     typer.echo(str(write_report(manifest, run)))
 
 
+@bench.command("inversion")
+def bench_inversion(
+    teacher: TeacherNeeded,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+    checkpoint: Checkpoint = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="No checkpoint: speed is the same.")] = False,
+    batch: Annotated[int, typer.Option(help="Images that one run yields; PRI inverts batch / v trajectories.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Every round times all methods in turn.")] = 3,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
+    from inversion.teacher import load_teacher
+    from pipeline.bench import METHODS, measure_inversion, results_table
+    from pipeline.display import Display
+
+    if json:
+        _require_place(json, "--json")
+    display = Display(quiet)
+    loaded = load_teacher(teacher, checkpoint, random_weights=random_weights)
+    with display.steps("bench", rounds * len(METHODS)) as advance:
+        results = measure_inversion(loaded, batch, rounds, device, precision, advance)
+    if json:
+        json.write_text(dumps(results, indent=2) + "\n")
+    display.table(results_table(results))
+
+
+@app.command()
+def gallery(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a folder of shards.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/gallery by default.")] = None,
+    teacher: Teacher = None,
+    checkpoint: Checkpoint = None,
+    quiet: Quiet = False,
+) -> None:
+    """Contact sheets of what was inverted.
+
+    Sparse images by stage, mosaics, the re-birth of patches, and histograms of confidence.
+
+    A folder of shards alone needs --teacher for the confidence; a run folder names its own.
+    """
+    from inversion.teacher import load_teacher
+    from pipeline import gallery as pictures
+    from pipeline.display import Display
+
+    if checkpoint and not teacher:
+        raise InputError(f"--checkpoint {str(checkpoint)!r} holds the weights of a --teacher: name it too.")
+    loaded = load_teacher(teacher, checkpoint) if teacher else None
+    for path in pictures.gallery(run, out, Display(quiet), loaded):
+        typer.echo(str(path))
+
+
 @app.command()
 def doctor() -> None:
     """What this machine can do, and how to mend what is missing."""
@@ -271,11 +328,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"the program itself is at fault ({what}): run it with {DEBUG} and report what it prints.", UNFORESEEN
 
 
-def _require_place(junit: Path) -> None:
-    """Refuse at once a path that could not be written in the end; an earlier verdict there goes."""
-    if junit.is_dir() or not junit.parent.is_dir():
-        raise InputError(f"--junit {str(junit)!r} is no file in a folder that exists: give another path.")
-    junit.unlink(missing_ok=True)
+def _require_place(path: Path, flag: str) -> None:
+    """Refuse at once a path that could not be written in the end; what an earlier command left there goes."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag} {str(path)!r} is no file in a folder that exists: give another path.")
+    path.unlink(missing_ok=True)
 
 
 def _text(path: Path | None) -> Any:

@@ -89,6 +89,10 @@ class Display:
             status = "executed" if engine["executed"] else "built, not executed"
             self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
 
+    def table(self, table: Table) -> None:
+        """A table that is too wide for the terminal is cut by it."""
+        self.out.print(table)
+
     def _line(self, text: str) -> None:
         self.out.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from export.engine import available_backend
+from inversion.machine import choose_device, choose_precision
 from inversion.teacher import DIGITS_VIT, load_teacher
 from pipeline.runfolder import versions
 
@@ -20,8 +21,10 @@ def examine() -> Iterator[str]:
         major, minor = torch.cuda.get_device_capability()
         yield f"GPU: {torch.cuda.get_device_name()}, sm{major}{minor}"
     else:
-        yield "GPU: none that torch sees; inversion and training run on the CPU, engines are built but not executed"
+        yield "GPU: none that torch sees; everything runs on the CPU, engines are built but not executed"
     yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    device = choose_device()
+    yield f"inversion: on {device.type} in {str(choose_precision('auto', device)).removeprefix('torch.')}"
     yield f"engines: {available_backend() or 'no backend; pip install tensorrt-rtx-cu13, or patch-rebirth[tensorrt]'}"
     teacher = load_teacher(DIGITS_VIT)
     yield f"built-in teacher: {teacher.name}, {teacher.num_patches} patches, sha256 {teacher.sha256[:12]}"

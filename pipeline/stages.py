@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calib.fidelity import Fidelity
 from calib.quantize import Quantized, quantize
 from calib.quantized import QuantizedWeights
@@ -19,13 +17,13 @@ from export.engine import build_engine, choose_backend
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
 from export.runtime import EXACT
+from inversion.confidence import confidence_by_stage
 from inversion.errors import InputError
-from inversion.images import SparseImages, load_images
+from inversion.images import load_images
 from inversion.invert import PROGRESS, invert, plan, settle
 from inversion.machine import choose_device
 from inversion.publish import publish
 from inversion.settings import Inversion
-from inversion.sparse import sparse_forward
 from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
 from pipeline.display import Advance, Display
 from pipeline.preprocess import preprocess_steps
@@ -102,7 +100,7 @@ class Build:
             paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display, device)
             images, progress = load_images(self.folder / "images"), self.folder / "images" / PROGRESS
             paths += [progress] if progress.exists() else []
-            return StageResult(paths, {"images": len(images), "confidence": confidence(self.teacher, images)})
+            return StageResult(paths, {"images": len(images), "confidence": confidence_by_stage(self.teacher, images)})
 
         self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
 
@@ -196,18 +194,6 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
-
-
-@torch.inference_mode()
-def confidence(teacher: Teacher, images: SparseImages) -> list[float]:
-    """Mean probability that the teacher gives the target class, by detachment point (Figure 6 of the paper)."""
-    found = torch.zeros(len(images))
-    for rows in images.by_count():
-        for part in rows.split(64):
-            patches, kept = images[part].trimmed()
-            logits = sparse_forward(teacher.model, patches.to(teacher.device), kept.to(teacher.device)).cpu()
-            found[part] = logits.softmax(-1).gather(1, images.labels[part].long().unsqueeze(1)).squeeze(1)
-    return [round(float(found[images.stage == stage].mean()), 4) for stage in images.stage.unique()]
 
 
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:

@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = ("inversion", "calib", "export", "pipeline")
 """Each may import itself and those before it."""
-HEAVY = ("torch", "timm", "modelopt", "onnx", "onnxruntime", "numpy", "sklearn", "pyarrow", "tensorrt_rtx", "PIL")
+HEAVY = (
+    "torch",
+    "timm",
+    "modelopt",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "sklearn",
+    "matplotlib",
+    "pyarrow",
+    "tensorrt_rtx",
+    "PIL",
+)
 
 
 def imported(path: Path) -> set[str]:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from inversion.teacher import DIGITS_WEIGHTS
 from pipeline import cli, stages
 
-VERBS = ("build", "invert", "quantize", "export", "engine", "validate", "report", "doctor")
-HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn"}
+VERBS = ("build", "invert", "quantize", "export", "engine", "validate", "report", "gallery", "doctor", "bench")
+HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
 
