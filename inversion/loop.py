@@ -17,7 +17,7 @@ from inversion.terms import Terms, low_pass, soft_targets
 from inversion.variation import variation
 
 CPU_TOKENS = 2048
-"""Tokens that pass a CPU at once: the activations of more leave its caches, of fewer leave its cores idle."""
+"""Tokens of the images that a CPU takes at once: more would leave its caches, fewer would leave its cores idle."""
 GRAPH_WARM_UP = 3
 
 
@@ -73,18 +73,19 @@ class Loop:
     def step(self) -> None:
         """One augmented update of Eq. 1."""
         offset = self.offsets.index_select(0, self.clock.view(1)).squeeze(0)
-        gradient = self._regularisation()
-        shifted = torch.zeros_like(self.canvas)
-        moved = shift_positions(self.kept, offset, *self.geometry)
-        source = self._each_channel(shifted_pixels(moved, offset, *self.geometry))
-        loss, of_strip = self._classification(self.canvas.gather(2, source), moved)
-        gradient += shifted.scatter_(2, source, of_strip)
-        gradient += self.terms.image_gradient(self.canvas, offset)
-        self.pixels.grad = gradient.gather(2, self.own)
+        of_batch = self._batch_gradient(offset)
+        self.pixels.grad = torch.empty_like(self.pixels)
+        total = self.loss.new_zeros(())
+        for rows in self._chunks():
+            loss, gradient = self._image_gradient(rows, offset)
+            if of_batch is not None:
+                gradient += of_batch[rows]
+            torch.gather(gradient, 2, self.own[rows], out=self.pixels.grad[rows])
+            total += loss
         self.optimizer.step()
         self.canvas.scatter_(2, self.own, self.pixels.clamp_(self.low, self.high))
-        self.loss.copy_(loss / len(self.kept))
-        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.loss.copy_(total / len(self.kept))
+        bad = ~torch.isfinite(total) & (self.first_bad < 0)
         self.clock += 1
         self.first_bad.copy_(torch.where(bad, self.clock, self.first_bad))
 
@@ -108,25 +109,30 @@ class Loop:
         """All pixels as they stand, [B, C, H, W]; those of patches that left as they were then (or grey)."""
         return self.canvas.unflatten(2, self.spec.size)
 
-    def _classification(self, strip: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss of the patches `strip` [B, C, A*P*P] at positions `moved`, and its gradient."""
-        gradient = torch.empty_like(strip)
-        total = self.loss.new_zeros(())
-        for rows in self._chunks():
-            patches = self._patches(strip[rows]).to(self.dtype).requires_grad_()
-            with self.terms.watching() as watched:
-                logits = classify_lean(self.model, embed_linear(self.model, patches, moved[rows])).float()
-            loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
-            (found,) = torch.autograd.grad(loss + self.terms.of_attention(watched), patches)
-            gradient[rows].view(self._strip_shape(len(found))).copy_(
-                found.view(*found.shape[:2], self.spec.channels, -1).transpose(1, 2)
-            )
-            total += loss.detach()
-        return total, gradient
+    def _batch_gradient(self, offset: Tensor) -> Tensor | None:
+        """Gradient [B, C, H*W] of what belongs to the batch as a whole, None where nothing does."""
+        gradient = self.terms.image_gradient(self.canvas, offset)
+        if self.job.tv_norm == "batch":
+            of_variation = variation(self.pictures(), "batch")[1].flatten(2).mul_(self.job.tv_weight)
+            gradient = of_variation if gradient is None else gradient + of_variation
+        return gradient
 
-    def _regularisation(self) -> Tensor:
-        """Gradient [B, C, H*W] of the weighted total variation."""
-        return variation(self.pictures(), self.job.tv_norm)[1].flatten(2).mul_(self.job.tv_weight)
+    def _image_gradient(self, rows: slice, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed classification loss [] of the images `rows`, and the gradient [b, C, H*W] of all that is their own."""
+        canvas, kept = self.canvas[rows], self.kept[rows]
+        moved = shift_positions(kept, offset, *self.geometry)
+        source = self._each_channel(shifted_pixels(moved, offset, *self.geometry))
+        patches = self._patches(canvas.gather(2, source)).to(self.dtype).requires_grad_()
+        with self.terms.watching() as watched:
+            logits = classify_lean(self.model, embed_linear(self.model, patches, moved)).float()
+        loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
+        (found,) = torch.autograd.grad(loss + self.terms.of_attention(watched), patches)
+        strip = found.unflatten(2, (self.spec.channels, -1)).transpose(1, 2).flatten(2).float()
+        gradient = torch.zeros_like(canvas).scatter_(2, source, strip)
+        if self.job.tv_norm == "image":
+            of_variation = variation(canvas.unflatten(2, self.spec.size), "image")[1]
+            gradient.add_(of_variation.flatten(2), alpha=self.job.tv_weight)
+        return loss.detach(), gradient
 
     def _smooth(self) -> None:
         """Take high frequencies out of the active patches."""

@@ -56,9 +56,9 @@ class Terms:
         share = row / row.sum(1, keepdim=True)
         return -self.entropy_weight * torch.special.entr(share).sum()
 
-    def image_gradient(self, canvas: Tensor, offset: Tensor) -> Tensor | float:
+    def image_gradient(self, canvas: Tensor, offset: Tensor) -> Tensor | None:
         """Gradient [B, C, H*W] of the batch-norm prior on the pictures `canvas` after the shift `offset`."""
-        return self.prior.gradient(canvas, offset) if self.prior else 0.0
+        return self.prior.gradient(canvas, offset) if self.prior else None
 
 
 class BatchNormPrior:
