@@ -166,7 +166,7 @@ class Loop:
     def _track(self, kept: Tensor, moments: dict[str, Tensor] | None = None) -> None:
         """Optimise the patches at `kept` from here on, with Adam's state as given."""
         self.kept = kept
-        self.own = self._each_channel(pixels_of(kept, *self.geometry)).contiguous()
+        self.own = self._each_channel(pixels_of(kept, *self.geometry))
         self.pixels = self.canvas.gather(2, self.own)
         self.optimizer = torch.optim.Adam(
             [self.pixels],
