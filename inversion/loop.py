@@ -187,11 +187,12 @@ class Loop:
         return replay
 
     def _chunks(self) -> Iterator[slice]:
-        """Rows that pass the model at once."""
-        rows = self.chunk
+        """Rows that pass the model at once: as many parts as come nearest to CPU_TOKENS, of equal size."""
+        batch, parts = len(self.kept), 1
         if self.device.type == "cpu":
-            rows = min(rows, max(1, CPU_TOKENS // self.kept.shape[1]))
-        return (slice(start, start + rows) for start in range(0, len(self.kept), rows))
+            parts = max(1, round(self.kept.numel() / CPU_TOKENS))
+        rows = min(self.chunk, -(-batch // parts))
+        return (slice(start, start + rows) for start in range(0, batch, rows))
 
     def _patches(self, strip: Tensor) -> Tensor:
         """[B, C, A*P*P] -> [B, A, C*P*P]."""

@@ -118,4 +118,4 @@ def test_few_images_pass_a_cpu_at_once(teacher: Teacher, monkeypatch: pytest.Mon
         sizes.append([len(chunk) for chunk in rows])
         loop.step()
         loop.detach(8)
-    assert sizes == [[2, 2, 1], [5]]
+    assert sizes == [[3, 2], [5]]
