@@ -187,7 +187,7 @@ def iteration_flops(model: Geometry, active: int, batch: int = 1, *, lean: bool 
     """FLOPs of one inversion iteration: the teacher forward, and backward to the pixels alone.
 
     Backward, a product with weights costs one more, since weights get no gradient; a product of attention costs two
-    more, since both its factors do. So an iteration is a little over two forward passes: 2.17 for DeiT-Tiny with all
+    more, since both its factors do. So an iteration is a little over two forward passes: 2.14 for DeiT-Tiny with all
     its patches. Left out: total variation and Adam, which have no matrix product, and the scoring of patches, one
     forward pass a stage.
     """
