@@ -65,10 +65,10 @@ def fitting_batch(model: VisionTransformer, job: Inversion, device: torch.device
     shards. Should it be too many, fewer pass the model at once (`Inverter.shard`).
     """
     if device.type == "cpu":
-        return DEFAULT_IMAGES
+        return max(DEFAULT_IMAGES, job.images_per_trajectory)
     memory = torch.cuda.get_device_properties(device).total_memory
     tokens = model.patch_embed.num_patches + model.num_prefix_tokens
     activations = BYTES_PER_TOKEN_WIDTH * tokens * model.embed_dim * len(model.blocks)
     pixels = BYTES_PER_PIXEL * 3 * model.patch_embed.img_size[0] * model.patch_embed.img_size[1]
     trajectories = max(1, int(MEMORY_SHARE * memory / (activations + pixels)))
-    return min(trajectories * job.images_per_trajectory, MOST_IMAGES)
+    return max(job.images_per_trajectory, min(trajectories * job.images_per_trajectory, MOST_IMAGES))

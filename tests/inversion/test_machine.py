@@ -67,6 +67,7 @@ def test_automatic_batch_follows_the_devices_memory(monkeypatch: pytest.MonkeyPa
     """128 images on a CPU; on a GPU whole trajectories, more of them the more memory there is, up to a limit."""
     model = small()
     assert fitting_batch(model, Inversion(batch=0), CPU) == 128
+    assert fitting_batch(model, Inversion(batch=0, division_factor=196), CPU) == 196  # one trajectory is the least
 
     def images(gigabytes: float, v: int = 3) -> int:
         properties = type("Properties", (), {"total_memory": int(gigabytes * 2**30)})
