@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
-
 from calib.fidelity import Fidelity, OnStep
+from calib.freeze import freeze
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, insert_quantizers, quantized_layers
-from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from calib.scheme import QuantScheme
 from calib.settings import Calibration, Training
 from calib.views import make_views, split_held_out
 from inversion.images import SparseImages
@@ -55,23 +52,3 @@ def quantize(
     training_views = make_views(seen, training.views, teacher.device)
     outcome = train(student, teacher.model, training_views, held_out, training, step("training", training.updates))
     return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
-
-
-@torch.no_grad()
-def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
-    """Integers and steps of a trained module."""
-    layers = {name: scheme.layer(name) for name in quantized_layers(student)}
-    tensors: dict[str, Tensor] = {}
-    for name, layer in quantized_layers(student).items():
-        step: Tensor = layer.weight_quantizer.step.detach()
-        low, high = integer_range(layers[name].weight)
-        tensors[f"{name}.weight"] = (layer.weight / step).clamp(low, high).round().to("cpu", torch.int8)
-        tensors[f"{name}.weight_step"] = step.flatten().cpu().clone()
-        if layers[name].activation < FLOAT_BITS:
-            tensors[f"{name}.input_step"] = layer.input_quantizer.step.detach().reshape(()).cpu().clone()
-    quantized = tuple(f"{name}." for name in layers)
-    for key, value in student.state_dict().items():
-        part_of_quantizer = key.startswith(quantized) and not key.endswith(".bias")
-        if not part_of_quantizer:
-            tensors[key] = value.detach().float().cpu().clone()
-    return QuantizedWeights(scheme, teacher.name, teacher.sha256, layers, tensors)

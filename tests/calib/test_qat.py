@@ -10,9 +10,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from calib import qat
 from calib.fidelity import Fidelity, fidelity
+from calib.freeze import freeze
 from calib.lsq import learn_steps
 from calib.qat import Outcome, train
-from calib.quantize import Quantized, freeze, quantize
+from calib.quantize import Quantized, quantize
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, quantized_layers
 from calib.scheme import QuantScheme

@@ -1,0 +1,32 @@
+"""A trained module in, its integers and steps out."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from calib.quantized import QuantizedWeights
+from calib.ranges import quantized_layers
+from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from inversion.teacher import Teacher
+
+
+@torch.no_grad()
+def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
+    """Integers and steps of a trained module."""
+    layers = {name: scheme.layer(name) for name in quantized_layers(student)}
+    tensors: dict[str, Tensor] = {}
+    for name, layer in quantized_layers(student).items():
+        step: Tensor = layer.weight_quantizer.step.detach()
+        low, high = integer_range(layers[name].weight)
+        tensors[f"{name}.weight"] = (layer.weight / step).clamp(low, high).round().to("cpu", torch.int8)
+        tensors[f"{name}.weight_step"] = step.flatten().cpu().clone()
+        if layers[name].activation < FLOAT_BITS:
+            tensors[f"{name}.input_step"] = layer.input_quantizer.step.detach().reshape(()).cpu().clone()
+    quantized = tuple(f"{name}." for name in layers)
+    for key, value in student.state_dict().items():
+        part_of_quantizer = key.startswith(quantized) and not key.endswith(".bias")
+        if not part_of_quantizer:
+            tensors[key] = value.detach().float().cpu().clone()
+    return QuantizedWeights(scheme, teacher.name, teacher.sha256, layers, tensors)
