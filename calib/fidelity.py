@@ -24,9 +24,13 @@ class Fidelity:
     agreement: float
 
 
-def kl_to_teacher(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean over rows of KL(softmax(teacher) || softmax(logits)), both [B, num_classes]; temperature 1."""
-    return F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), reduction="batchmean", log_target=True)
+def kl_to_teacher(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean over rows of KL(softmax(teacher / T) || softmax(logits / T)) * T^2, both [B, num_classes].
+
+    T^2 keeps the gradient's size as T grows (Hinton et al., 2015, section 2.1).
+    """
+    ours, theirs = ((each / temperature).log_softmax(-1) for each in (logits, teacher_logits))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 def fidelity(model: VisionTransformer, views: Views, teacher_logits: list[Tensor]) -> Fidelity:

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from calib.attention import attention_quantizers
 from calib.quantized import QuantizedWeights
 from calib.ranges import quantized_layers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
@@ -24,9 +25,9 @@ def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) ->
         tensors[f"{name}.weight_step"] = step.flatten().cpu().clone()
         if layers[name].activation < FLOAT_BITS:
             tensors[f"{name}.input_step"] = layer.input_quantizer.step.detach().reshape(()).cpu().clone()
-    quantized = tuple(f"{name}." for name in layers)
+    for name, quantizer in attention_quantizers(student).items():
+        tensors[f"{name}_step"] = quantizer.step.detach().reshape(()).cpu().clone()
     for key, value in student.state_dict().items():
-        part_of_quantizer = key.startswith(quantized) and not key.endswith(".bias")
-        if not part_of_quantizer:
+        if "_quantizer." not in key and key not in tensors:
             tensors[key] = value.detach().float().cpu().clone()
     return QuantizedWeights(scheme, teacher.name, teacher.sha256, layers, tensors)

@@ -10,6 +10,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from calib.attention import attention_quantizers
 from calib.ranges import quantized_layers
 from calib.scheme import integer_range
 
@@ -67,6 +68,7 @@ def learn_steps(model: VisionTransformer) -> list[nn.Parameter]:
     quantizers = [
         part for layer in quantized_layers(model).values() for part in (layer.input_quantizer, layer.weight_quantizer)
     ]
+    quantizers += attention_quantizers(model).values()
     return [LSQQuantizer.take_over(part) for part in quantizers if part.is_enabled]
 
 

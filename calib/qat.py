@@ -6,26 +6,35 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from calib.augment import random_crops
+from calib.features import feature_error, forward_features
 from calib.fidelity import Fidelity, OnStep, fidelity, kl_to_teacher
 from calib.lsq import keep_positive, learn_steps
 from calib.settings import Training
 from calib.views import Views
 from inversion.errors import NumericalError
-from inversion.sparse import sparse_forward
+from inversion.machine import choose_precision, prefer_plain_attention
+from inversion.sparse import patchify, sparse_forward, unpatchify
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`calibrated`: held-out fidelity before training; `best`: of what is kept; `history`: (updates, fidelity)."""
+    """`calibrated`: held-out fidelity before training; `best`: of what is kept; `history`: (updates, fidelity).
+
+    `averaged`: what is kept is the moving average of the weights.
+    """
 
     calibrated: Fidelity
     best: Fidelity
     best_update: int
+    averaged: bool
     history: tuple[tuple[int, Fidelity], ...]
 
 
@@ -42,37 +51,109 @@ def train(
     Those may be the ones that it came with: training that does not help on held-out synthetic images changes
     nothing. Raises `NumericalError` when the loss stops being finite.
     """
-    teacher_logits, held_logits = images.logits(teacher), held_out.logits(teacher)
     steps = learn_steps(student)
+    lessons = Lessons(teacher, images, settings)
+    if lessons.half:
+        prefer_plain_attention(student, lessons.device)
     optimizer = _optimizer(student, steps, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, settings))
-    best = fidelity(student, held_out, held_logits)
-    kept, best_update, history, stale = _snapshot(student), 0, [(0, best)], 0
-    batches = _endless(images, settings)
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
+    best = _Best(student, held_out, held_out.logits(teacher))
     every = max(1, math.ceil(settings.updates / settings.checks))
     for done in range(1, settings.updates + 1):
-        group, rows = next(batches)
-        patches, kept_positions = images.groups[group]
-        logits = sparse_forward(student, patches[rows], kept_positions[rows])
-        loss = kl_to_teacher(logits, teacher_logits[group][rows])
+        loss, divergence = lessons.next(student)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         keep_positive(steps)
-        value = _finite(loss, done, settings)
+        if average:
+            average.update_parameters(student)
+        _require_finite(loss, done, settings)
         if on_update:
-            on_update(done, value)
+            on_update(done, float(divergence))
         if done % every == 0 or done == settings.updates:
-            now = fidelity(student, held_out, held_logits)
-            history.append((done, now))
-            stale += 1
-            if now < best:
-                best, kept, best_update, stale = now, _snapshot(student), done, 0
-            if stale >= settings.patience:
+            best.check(student, average and average.module, done)
+            if best.stale >= settings.patience:
                 break
-    student.load_state_dict(kept)
-    return Outcome(history[0][1], best, best_update, tuple(history))
+    student.load_state_dict(best.state)
+    return Outcome(best.history[0][1], best.fidelity, best.update, best.averaged, tuple(best.history))
+
+
+class Lessons:
+    """Batches without end, each with what the teacher says of it and the loss against that.
+
+    Of images that are shown as they are, the teacher's answers are computed once; of crops, and where the tokens behind
+    its blocks count too, anew.
+    """
+
+    def __init__(self, teacher: VisionTransformer, images: Views, settings: Training) -> None:
+        self.teacher, self.images, self.settings = teacher, images, settings
+        self.generator = Generator().manual_seed(settings.seed)
+        self.batches = self._endless()
+        self.device = images.groups[0][0].device
+        self.half = choose_precision(settings.precision, self.device) == torch.bfloat16
+        once = not settings.crops and not settings.feature_weight
+        self.logits = images.logits(teacher) if once else None
+
+    def next(self, student: VisionTransformer) -> tuple[Tensor, Tensor]:
+        """(loss, KL to the teacher alone, detached) of `student` on the next batch."""
+        group, rows = next(self.batches)
+        patches, kept = (part[rows] for part in self.images.groups[group])
+        if self.settings.crops:
+            patches = self._cropped(patches)
+        known = self.logits[group][rows] if self.logits else None
+        divergence, errors = self._compare(student, patches, kept, known)
+        return divergence + self.settings.feature_weight * errors, divergence.detach()
+
+    def _compare(
+        self, student: VisionTransformer, patches: Tensor, kept: Tensor, known: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        temperature, errors = self.settings.temperature, patches.new_zeros(())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            if self.settings.feature_weight:
+                with torch.no_grad():
+                    target, theirs = forward_features(self.teacher, patches, kept)
+                answer, ours = forward_features(student, patches, kept)
+                errors = feature_error(ours, theirs)
+            else:
+                with torch.no_grad():
+                    target = sparse_forward(self.teacher, patches, kept) if known is None else known
+                answer = sparse_forward(student, patches, kept)
+        return kl_to_teacher(answer.float(), target.float(), temperature), errors
+
+    def _cropped(self, patches: Tensor) -> Tensor:
+        size, grid = self.teacher.patch_embed.patch_size, self.teacher.patch_embed.grid_size
+        return patchify(random_crops(unpatchify(patches, grid, size), self.generator), size)
+
+    def _endless(self) -> Iterator[tuple[int, Tensor]]:
+        def shuffled(count: int) -> Tensor:
+            return torch.randperm(count, generator=self.generator)
+
+        while True:
+            batches = list(self.images.batches(self.settings.batch, shuffled))
+            for index in shuffled(len(batches)).tolist():
+                yield batches[index]
+
+
+class _Best:
+    """The state of least KL on held-out images seen so far."""
+
+    def __init__(self, student: VisionTransformer, held_out: Views, logits: list[Tensor]) -> None:
+        self.held_out, self.logits = held_out, logits
+        self.fidelity = fidelity(student, held_out, logits)
+        self.state, self.update, self.averaged, self.stale = _snapshot(student), 0, False, 0
+        self.history = [(0, self.fidelity)]
+
+    def check(self, student: VisionTransformer, average: Any | None, update: int) -> None:
+        """Judge `student` and, where there is one, the average; the better of both enters the history."""
+        judged = [(fidelity(model, self.held_out, self.logits), model) for model in (student, average) if model]
+        now, model = min(judged, key=lambda pair: pair[0])
+        self.history.append((update, now))
+        self.stale += 1
+        if now < self.fidelity:
+            self.fidelity, self.state, self.update, self.stale = now, _snapshot(model), update, 0
+            self.averaged = model is average
 
 
 def _optimizer(student: VisionTransformer, steps: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
@@ -94,22 +175,12 @@ def _rate(done: int, settings: Training) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done / max(settings.updates, 1), 1)))
 
 
-def _endless(images: Views, settings: Training) -> Iterator[tuple[int, Tensor]]:
-    generator = Generator().manual_seed(settings.seed)
-    while True:
-        batches = list(images.batches(settings.batch, lambda count: torch.randperm(count, generator=generator)))
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[index]
-
-
 def _snapshot(student: VisionTransformer) -> dict[str, Tensor]:
     return copy.deepcopy(student.state_dict())
 
 
-def _finite(loss: Tensor, done: int, settings: Training) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
+def _require_finite(loss: Tensor, done: int, settings: Training) -> None:
+    if not math.isfinite(float(loss.detach())):
         raise NumericalError(
             f"the training loss is not finite at update {done}: lower the learning rate ({settings.learning_rate})."
         )
-    return value

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from timm.models.vision_transformer import VisionTransformer
+
+from calib.attention import attention_layers
 from calib.fidelity import Fidelity, OnStep
 from calib.freeze import freeze
+from calib.gptq import block_linears, round_model
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, insert_quantizers, quantized_layers
-from calib.scheme import QuantScheme
-from calib.settings import Calibration, Training
-from calib.views import make_views, split_held_out
+from calib.ranges import calibrate, input_quantizers, insert_quantizers, quantized_layers
+from calib.scheme import QuantScheme, integer_range
+from calib.settings import Calibration, Rounding, Training
+from calib.views import Views, make_views, split_held_out
 from inversion.images import SparseImages
+from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher
 
 OnPhase = Callable[[str, int, int, float], None]
-"""Called with (phase: ranges or training, steps done, steps of the phase, KL to the teacher now)."""
+"""Called with (phase: ranges, rounding or training, steps done, steps of the phase, KL to the teacher now)."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,65 @@ def quantize(
     images: SparseImages,
     scheme: QuantScheme,
     calibration: Calibration,
+    rounding: Rounding,
     training: Training,
     on_phase: OnPhase | None = None,
 ) -> Quantized:
-    """Set ranges, then learn steps and weights, from `images` alone."""
+    """Set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone."""
 
     def step(phase: str, total: int) -> OnStep | None:
         return on_phase and (lambda done, kl: on_phase(phase, done, total, kl))
 
-    layers = quantized_layers(teacher.model)
-    seen, unseen = split_held_out(images, calibration.held_out)
-    held_out = make_views(unseen, "mosaic", teacher.device)
+    show, held_out = material(teacher, images, calibration)
     student = insert_quantizers(teacher.model, scheme)
-    seen_views = make_views(seen, calibration.views, teacher.device)
-    method, tried = calibrate(student, teacher.model, seen_views, held_out, calibration, step("ranges", len(layers)))
-    training_views = make_views(seen, training.views, teacher.device)
-    outcome = train(student, teacher.model, training_views, held_out, training, step("training", training.updates))
+    with float_weights(student):
+        on_range = step("ranges", len(input_quantizers(student)))
+        method, tried = calibrate(student, teacher.model, show(calibration.views), held_out, calibration, on_range)
+    if rounding.method == "gptq":
+        round_weights(student, scheme, show(rounding.views), rounding, on_phase)
+    on_update = step("training", training.updates)
+    outcome = train(student, teacher.model, show(training.views), held_out, training, on_update)
     return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
+
+
+def require_layers(model: VisionTransformer, scheme: QuantScheme) -> None:
+    """Raises `InputError` where `scheme` asks for what `model` has not: a layer's name, or attention that quantizes."""
+    scheme.check(quantized_layers(model))
+    if scheme.attention != "float":
+        attention_layers(model)
+
+
+def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -> tuple[Callable[[str], Views], Views]:
+    """What may be learned from, as a function from a kind of views to them, and the views that only judge."""
+    seen, unseen = split_held_out(images, calibration.held_out)
+    leaves = dead_leaves(teacher.spec, calibration.leaves, calibration.seed)
+    more = math.ceil(calibration.held_out * calibration.leaves)
+    other_leaves = dead_leaves(teacher.spec, more, calibration.seed, first=calibration.leaves)
+    show = partial(make_views, seen, device=teacher.device, leaves=leaves)
+    return show, make_views(unseen, "mixed", teacher.device, other_leaves)
+
+
+def round_weights(
+    student: VisionTransformer, scheme: QuantScheme, views: Views, rounding: Rounding, on_phase: OnPhase | None = None
+) -> None:
+    """GPTQ for every attention and MLP weight of `student` below 8 bits."""
+    layers = block_linears(student)
+    bits = {name: scheme.layer(name).weight for name in layers if scheme.layer(name).weight < 8}
+    scales = {name: layers[name].weight_quantizer.amax.flatten() / integer_range(bits[name])[1] for name in bits}
+
+    def tell(done: int) -> None:
+        if on_phase:
+            on_phase("rounding", done, len(bits), math.nan)
+
+    round_model(student, views, scales, bits, rounding.damping, tell)
+
+
+@contextmanager
+def float_weights(student: VisionTransformer) -> Iterator[None]:
+    """Weight quantizers pause, so that nothing but activations tells the ranges apart."""
+    quantizers = [layer.weight_quantizer for layer in quantized_layers(student).values()]
+    for quantizer in quantizers:
+        quantizer.disable_quant()
+    yield
+    for quantizer in quantizers:
+        quantizer.enable_quant()

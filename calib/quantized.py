@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from calib.scheme import LayerBits, QuantScheme, integer_range
+from calib.attention import QUANTIZERS
+from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme, integer_range
 from inversion.errors import InputError
 from inversion.tensorfile import read_tensors, write_tensors
 
@@ -25,6 +26,10 @@ class QuantizedWeights:
     - `L.weight_step`  float32 [out]
     - `L.input_step`   float32 [], absent where the input stays float
 
+    where the scheme's attention is int8, for each attention `A` ("blocks.0.attn"),
+
+    - `A.q_step`, `A.k_step`, `A.softmax_step`, `A.v_step`  float32 [], of the inputs of softmax(q @ k) @ v
+
     and, under its timm name, every other parameter in float32.
     """
 
@@ -36,13 +41,24 @@ class QuantizedWeights:
 
     def __post_init__(self) -> None:
         for name, bits in self.layers.items():
-            weight, step = self.tensors[f"{name}.weight"], self.tensors[f"{name}.weight_step"]
+            weight = self.tensors[f"{name}.weight"]
             low, high = integer_range(bits.weight)
             if weight.dtype != torch.int8 or int(weight.min()) < low or int(weight.max()) > high:
                 raise InputError(f"{name}.weight is not made of integers in [{low}, {high}]: quantize again.")
-            steps = [step, self.tensors[f"{name}.input_step"]] if bits.activation < 16 else [step]
-            if not all(bool(torch.isfinite(part).all()) and float(part.min()) > 0 for part in steps):
-                raise InputError(f"{name} has a step that is not a positive number: quantize again.")
+        for key in self._step_names():
+            step = self.tensors.get(key, torch.tensor(torch.nan))
+            if not bool(torch.isfinite(step).all()) or float(step.min()) <= 0:
+                name, _, what = key.rpartition(".")
+                raise InputError(f"{name} has a {what} that is not a positive number: quantize again.")
+
+    def _step_names(self) -> list[str]:
+        """Of every step that scheme and layers ask for."""
+        names = [f"{name}.weight_step" for name in self.layers]
+        names += [f"{name}.input_step" for name, bits in self.layers.items() if bits.activation < FLOAT_BITS]
+        if self.scheme.attention == "int8":
+            attentions = [name.removesuffix(".qkv") for name in self.layers if name.endswith(".attn.qkv")]
+            names += [f"{name}.{part}_step" for name in attentions for part in QUANTIZERS]
+        return names
 
     def float_weight(self, name: str) -> Tensor:
         """`weight * weight_step` of one layer."""
@@ -52,7 +68,8 @@ class QuantizedWeights:
     def save(self, path: Path) -> None:
         metadata = {
             "format": FORMAT,
-            "scheme": str(self.scheme),
+            "scheme": self.scheme.bits,
+            "overrides": json.dumps(self.scheme.overrides()),
             "teacher": self.teacher,
             "teacher_sha256": self.teacher_sha256,
             "layers": json.dumps({name: asdict(bits) for name, bits in sorted(self.layers.items())}),
@@ -66,7 +83,7 @@ class QuantizedWeights:
         tensors, metadata = read_tensors(path, FORMAT, mend)
         try:
             layers = {name: LayerBits(**bits) for name, bits in json.loads(metadata["layers"]).items()}
-            scheme = QuantScheme.parse(metadata["scheme"])
+            scheme = QuantScheme.parse(metadata["scheme"], **json.loads(metadata.get("overrides", "{}")))
             return cls(scheme, metadata["teacher"], metadata["teacher_sha256"], layers, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{str(path)!r} is not consistent ({error}): {mend}") from error

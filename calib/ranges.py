@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -12,12 +13,14 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator
+from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, OnStep, fidelity
-from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, AUTO_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
@@ -26,6 +29,8 @@ PERCENTILE = 99.99
 SHARES = (1.0, 0.7, 0.5, 0.35)
 SEARCH_IMAGES = 16
 """Of each group of views: enough to rank ranges, since the same images see every candidate."""
+SMALLEST_RANGE = 1e-30
+"""Inputs that are all but 0 would get a step below float32's normal numbers, and be divided by 0."""
 LINEAR = (nn.Linear, nn.Conv2d)
 
 
@@ -35,12 +40,16 @@ def quantized_layers(model: VisionTransformer) -> dict[str, Any]:
 
 
 def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTransformer:
-    """A copy of `model` with ModelOpt quantizers on the inputs and weights of all linears.
+    """A copy of `model` with ModelOpt quantizers on the inputs and weights of all linears and, where `scheme` asks
+    for it, on the inputs of attention's products.
 
     Weight ranges are set per output channel to what minimises the weight's squared error (ModelOpt's `mse`);
     input quantizers have no range yet and are switched off.
+
+    Raises `InputError` where `scheme` names layers that `model` does not have, or its attention has no INT8 form.
     """
     names = list(quantized_layers(model))
+    scheme.check(names)
     config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for name in names:
         bits = scheme.layer(name)
@@ -51,15 +60,21 @@ def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTr
     clip = {"method": "mse", "start_multiplier": 0.3, "stop_multiplier": 1.0, "step_size": 0.02}
     with _quiet():
         quantized = mtq.quantize(copy.deepcopy(model), {"quant_cfg": config, "algorithm": clip})
+    if scheme.attention == "int8":
+        per_tensor = QuantizerAttributeConfig(num_bits=ATTENTION_BITS, axis=None)
+        for attention in attention_layers(quantized).values():
+            QuantAttention.take_over(attention, lambda _: TensorQuantizer(per_tensor))
     for quantizer in input_quantizers(quantized).values():
         quantizer.disable_quant()
     return quantized
 
 
 def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
-    """The input quantizers that the scheme asks for, by layer name."""
-    named = ((name, getattr(module, "input_quantizer", None)) for name, module in model.named_modules())
-    return {name: quantizer for name, quantizer in named if quantizer is not None and quantizer.is_enabled}
+    """The activation quantizers that the scheme asks for: those of inputs by the layer's name, those of attention's
+    products as `blocks.0.attn.q`."""
+    named = {name: getattr(module, "input_quantizer", None) for name, module in model.named_modules()}
+    named |= attention_quantizers(model)
+    return {name: quantizer for name, quantizer in named.items() if quantizer is not None and quantizer.is_enabled}
 
 
 def calibrate(
@@ -158,9 +173,11 @@ def _set_range(quantizer: TensorQuantizer, method: str) -> None:
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
     elif method == "mse":
         amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
+    elif method == "lsq":
+        amax = _paper_start(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
     else:
         amax = calibrator.compute_amax(method)
-    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32)
+    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32).clamp(min=SMALLEST_RANGE)
 
 
 def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
@@ -176,6 +193,13 @@ def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
         for amax in candidates
     ]
     return candidates[torch.stack(errors).argmin()]
+
+
+def _paper_start(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
+    """The range of LSQ's first step 2<|x|>/sqrt(Qp) (section 2.1), of a histogram of absolute values."""
+    _, high = integer_range(bits)
+    mean = (edges[1:] + edges[:-1]) / 2 @ counts / counts.sum()
+    return 2 * mean * math.sqrt(high)
 
 
 @contextmanager

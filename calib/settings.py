@@ -10,47 +10,77 @@ from inversion.errors import InputError
 AUTO = "auto"
 AUTO_METHODS = ("max", "percentile", "mse", "kl")
 """What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
-RANGE_METHODS = (*AUTO_METHODS, "entropy")
-VIEWS = ("mosaic", "sparse")
+RANGE_METHODS = (*AUTO_METHODS, "entropy", "lsq")
+VIEWS = ("mosaic", "sparse", "leaves", "mixed")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How activation ranges are set: `method` on `views` of the images.
+    """How activation ranges are set: `method` on `views` of the images, weights being float.
 
-    `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `kl` shrinks each max range while
-    the KL to the teacher falls; `auto` tries all but `entropy`.
+    `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is the LSQ paper's first step;
+    `kl` shrinks each max range while the KL to the teacher falls; `auto` tries max, percentile, mse and kl.
 
-    `held_out` is the share of trajectories that only judge: they choose the method and what training keeps.
+    `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images. `held_out` is the share of trajectories,
+    and of as many leaves more, that only judge: they choose the method and what training keeps.
     """
 
     method: str = AUTO
-    views: str = "mosaic"
+    views: str = "mixed"
+    leaves: int = 96
     held_out: float = 0.25
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("range method", self.method, (AUTO, *RANGE_METHODS))
         _one_of("calibration views", self.views, VIEWS)
+        if self.leaves < 0 or (self.leaves == 0 and self.views == "leaves"):
+            raise InputError(f"calibration.leaves must be at least {int(self.views == 'leaves')}, not {self.leaves}.")
         if not 0 < self.held_out <= 0.5:
             raise InputError(f"the held-out share must be above 0 and at most 0.5, not {self.held_out}.")
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What attention and MLP weights below 8 bits start from: `gptq` on `views`, or each weight's `nearest` integer.
+
+    `damping` is the share of the Hessian's mean diagonal that GPTQ adds to it.
+    """
+
+    method: str = "gptq"
+    views: str = "mixed"
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        _one_of("rounding method", self.method, ("gptq", "nearest"))
+        _one_of("rounding views", self.views, VIEWS)
+        if not 0 < self.damping < inf:
+            raise InputError(f"rounding damping must be positive and finite, not {self.damping}.")
+
+
+@dataclass(frozen=True)
 class Training:
-    """KL to the teacher on `views` of the images.
+    """KL to the teacher at `temperature`, plus `feature_weight` times the relative squared error of the tokens behind
+    each block, on `views` of the images; dense ones as random crops where `crops` says so.
 
     `adam`: `learning_rate` for weights, `step_learning_rate` for quantizer steps, relative to each step. `sgd`
     (the paper's): momentum 0.9, weight decay 1e-4, one rate for both; the text says 0.001, appendix D 0.01.
-    Held-out fidelity is measured `checks` times; `patience` checks without less KL end the training.
+    Held-out fidelity is measured `checks` times, of the weights and of their average of decay `ema` (0: none);
+    `patience` checks without less KL end the training.
     """
 
     updates: int = 200
     batch: int = 16
-    views: str = "mosaic"
+    views: str = "mixed"
+    crops: bool = True
+    temperature: float = 1.0
+    feature_weight: float = 1.0
     optimizer: str = "adam"
     schedule: str = "cosine"
     learning_rate: float = 1.5e-5
     step_learning_rate: float = 1e-3
+    ema: float = 0.0
+    precision: str = "auto"
     checks: int = 8
     patience: int = 3
     seed: int = 0
@@ -59,12 +89,19 @@ class Training:
         _one_of("training views", self.views, VIEWS)
         _one_of("optimizer", self.optimizer, ("adam", "sgd"))
         _one_of("schedule", self.schedule, ("cosine", "constant"))
+        _one_of("training precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.crops and self.views == "sparse":
+            raise InputError("sparse images cannot be cropped: set training.crops=false, or training.views=mixed.")
         for name in ("batch", "checks", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"training {name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("updates", "learning_rate", "step_learning_rate"):
+        for name in ("updates", "learning_rate", "step_learning_rate", "feature_weight"):
             if not 0 <= getattr(self, name) < inf:
                 raise InputError(f"training {name} must be finite and not negative, not {getattr(self, name)}.")
+        if not 0 < self.temperature < inf:
+            raise InputError(f"training temperature must be positive and finite, not {self.temperature}.")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"training ema must be at least 0 and below 1, not {self.ema}.")
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

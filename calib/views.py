@@ -1,4 +1,4 @@
-"""What calibration and training look at: sparse images as they are, or the mosaics that they tile."""
+"""What calibration and training look at: sparse images, the mosaics that they tile, dead leaves, or a mixture."""
 
 from __future__ import annotations
 
@@ -44,14 +44,33 @@ class Views:
         ]
 
 
-def make_views(images: SparseImages, kind: str, device: torch.device) -> Views:
-    """Views of `images`; `mosaic` puts the images of each trajectory together, with all patches of the grid."""
+def make_views(images: SparseImages, kind: str, device: torch.device, leaves: Tensor | None = None) -> Views:
+    """Views of `images` and of `leaves`, dense pictures [M, C, H, W].
+
+    - `sparse`: the images, and nothing of `leaves`
+    - `mosaic`: the images of each trajectory together, with all patches of the grid
+    - `leaves`: nothing of `images`
+    - `mixed`:  mosaics and leaves, in turn as far as both go, so that the first few hold some of both
+    """
     if kind == "sparse":
         groups = [images[rows].trimmed() for rows in images.by_count()]
-    else:
-        mosaics = patchify(images.mosaics(), images.patch_size)
-        groups = [(mosaics, torch.arange(mosaics.shape[1]).expand(len(mosaics), -1))]
-    return Views(tuple((patches.to(device), kept.to(device)) for patches, kept in groups))
+        return Views(tuple((patches.to(device), kept.to(device)) for patches, kept in groups))
+    sources = [images.mosaics()] if kind in ("mosaic", "mixed") else []
+    if leaves is not None and kind in ("leaves", "mixed"):
+        sources.append(leaves)
+    return dense_views(_in_turn(sources).to(device), images.patch_size)
+
+
+def dense_views(pictures: Tensor, patch_size: tuple[int, int]) -> Views:
+    """One group: `pictures` [M, C, H, W] with all their patches."""
+    patches = patchify(pictures, patch_size)
+    return Views(((patches, torch.arange(patches.shape[1], device=patches.device).expand(len(patches), -1)),))
+
+
+def _in_turn(sources: list[Tensor]) -> Tensor:
+    """The first of each, the second of each, and so on."""
+    turns = torch.cat([torch.arange(len(source)) for source in sources])
+    return torch.cat(sources)[turns.argsort(stable=True)]
 
 
 def split_held_out(images: SparseImages, share: float) -> tuple[SparseImages, SparseImages]:

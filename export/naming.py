@@ -8,6 +8,8 @@ from collections import Counter
 import onnx
 import onnx_ir as ir
 
+from calib.attention import QUANTIZERS
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "vit"
 
@@ -68,11 +70,20 @@ def _role(node: ir.Node, index: int, value: ir.Value, scope: str, opset: int) ->
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         if index == 2:
             return "zero_point"
-        return f"{scope}.{'input_step' if _is_scalar(value) else 'weight_step'}"
+        return _step_name(scope, _is_scalar(value))
     if node.op_type == "MatMul":  # a float linear's weight, which the exporter transposed
         return f"{scope}.weight"
     formal = onnx.defs.get_schema(node.op_type, opset).inputs
     return f"{scope}/{node.op_type}.{formal[min(index, len(formal) - 1)].name}"
+
+
+def _step_name(scope: str, scalar: bool) -> str:
+    """Its name in `calib.quantized.QuantizedWeights`: `L.weight_step`, `L.input_step`, or `blocks.0.attn.q_step`."""
+    attention, _, last = scope.rpartition(".")
+    for part, quantizer in QUANTIZERS.items():
+        if last == quantizer:
+            return f"{attention}.{part}_step"
+    return f"{scope}.{'input_step' if scalar else 'weight_step'}"
 
 
 def _name_nodes(graph: ir.Graph, scopes: dict[ir.Node, str]) -> None:

@@ -1,8 +1,9 @@
-"""A timm ViT whose linears compute with integers: the torch reference, and what gets exported."""
+"""A timm ViT whose linears compute with integers, and attention where asked: the torch reference, which is exported."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,14 +11,40 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
 
+from calib.attention import QuantAttention, attention_layers
 from calib.quantized import QuantizedWeights
-from calib.scheme import FLOAT_BITS, LayerBits, integer_range
+from calib.scheme import ATTENTION_BITS, FLOAT_BITS, LayerBits, integer_range
 from inversion.errors import InputError
 
 PATCH_EMBED = "patch_embed.proj"
 CARRIER_RANGE = integer_range(8)
 
 _ops = torch.ops.quantized_decomposed
+
+
+def to_grid(x: Tensor, step: float, bits: int) -> Tensor:
+    """`x` as symmetric integers of `bits` bits times `step`, same shape; the integers are carried as int8."""
+    low, high = integer_range(bits)
+    if (low, high) != CARRIER_RANGE:
+        # Q saturates at the carrier's range only, so fewer bits are clamped before it
+        x = x.clamp(low * step, high * step)
+    integers = _ops.quantize_per_tensor(x, step, 0, *CARRIER_RANGE, torch.int8)
+    return _ops.dequantize_per_tensor(integers, step, 0, *CARRIER_RANGE, torch.int8)
+
+
+class QDQTensor(nn.Module):
+    """Quantizer of an activation that is no linear's input."""
+
+    def __init__(self, step: float, bits: int) -> None:
+        super().__init__()
+        self.step = step
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_grid(x, self.step, self.bits)
+
+    def extra_repr(self) -> str:
+        return f"a{self.bits}, step={self.step}"
 
 
 class QDQLinear(nn.Module):
@@ -56,15 +83,7 @@ class QDQLinear(nn.Module):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """`x` on the grid of the layer's input, same shape."""
-        step = self.input_step
-        if step is None:
-            return x
-        low, high = integer_range(self.bits.activation)
-        if (low, high) != CARRIER_RANGE:
-            # Q saturates at the carrier's range only, so fewer bits are clamped before it
-            x = x.clamp(low * step, high * step)
-        integers = _ops.quantize_per_tensor(x, step, 0, *CARRIER_RANGE, torch.int8)
-        return _ops.dequantize_per_tensor(integers, step, 0, *CARRIER_RANGE, torch.int8)
+        return x if self.input_step is None else to_grid(x, self.input_step, self.bits.activation)
 
     def float_weight(self) -> Tensor:
         """`weight * weight_step`, float32 [in, out]."""
@@ -108,6 +127,9 @@ def qdq_module(model: VisionTransformer, weights: QuantizedWeights) -> nn.Module
             module.patch_embed = QDQPatchEmbed(_linear(weights, name, bits), embed.norm, embed.patch_size)
         else:
             module.set_submodule(name, _linear(weights, name, bits))
+    if weights.scheme.attention == "int8":
+        for name, attention in attention_layers(module).items():
+            QuantAttention.take_over(attention, partial(_attention_input, weights, name))
     module.dynamic_img_size = False  # the patch embedding gives [B, N, D], never a feature map
     return module
 
@@ -126,6 +148,10 @@ def _linear(weights: QuantizedWeights, name: str, bits: LayerBits) -> QDQLinear:
     # [D, C, P, P] of the patch embedding flattens in the order of `QDQPatchEmbed`
     weight = tensors[f"{name}.weight"].flatten(1)
     return QDQLinear(weight, tensors[f"{name}.weight_step"], tensors.get(f"{name}.bias"), step, bits)
+
+
+def _attention_input(weights: QuantizedWeights, attention: str, part: str) -> QDQTensor:
+    return QDQTensor(float(weights.tensors[f"{attention}.{part}_step"]), ATTENTION_BITS)
 
 
 def _load_float(module: nn.Module, weights: QuantizedWeights) -> None:

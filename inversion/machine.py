@@ -44,18 +44,21 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def working_copy(model: VisionTransformer, device: torch.device, dtype: torch.dtype) -> VisionTransformer:
-    """`model` itself if it is at `device` in `dtype` already, else a frozen copy that is.
-
-    Attention is torch's fused kernel but for bfloat16 on a CPU, where plain products are twice as fast
-    (docs/decisions/0007).
-    """
+    """`model` itself if it is at `device` in `dtype` already, else a frozen copy that is."""
     if model.pos_embed.device == device and model.pos_embed.dtype == dtype:
         return model
     copied = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        for block in copied.blocks:
-            block.attn.fused_attn = False
+    if dtype == torch.bfloat16:
+        prefer_plain_attention(copied, device)
     return copied
+
+
+def prefer_plain_attention(model: VisionTransformer, device: torch.device) -> None:
+    """For gradients in bfloat16 on a CPU, attention as plain products: twice as fast there as torch's fused kernel
+    (docs/decisions/0007), which stays elsewhere."""
+    if device.type == "cpu":
+        for block in model.blocks:
+            block.attn.fused_attn = False
 
 
 def fitting_batch(model: VisionTransformer, job: Inversion, device: torch.device) -> int:

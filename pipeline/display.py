@@ -51,7 +51,7 @@ class Display:
                 if phase != current:
                     stack.close()
                     current, advance = phase, stack.enter_context(self.steps(phase, total))
-                advance(done, f"KL {kl:.4f}")
+                advance(done, f"KL {kl:.4f}" if kl == kl else "")
 
             yield on_phase
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Training
+from calib.settings import Calibration, Rounding, Training
 from inversion.errors import InputError
 from inversion.settings import Inversion
 
@@ -32,8 +32,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "inversion": {"images": 10_000, "iterations": 4000, "batch": 128, "tv_weight": 1e-4, "tv_norm": "batch"},
         "training": {
             "updates": 7500, "batch": 128, "optimizer": "sgd", "schedule": "constant", "learning_rate": 1e-3,
-            "views": "sparse",
+            "views": "sparse", "crops": False, "feature_weight": 0.0,
         },
+        "calibration": {"views": "mosaic", "leaves": 0},
+        "rounding": {"method": "nearest"},
     },
 }  # fmt: skip
 EFFORTS = tuple(PRESETS)
@@ -44,6 +46,16 @@ TEACHERS: dict[str, dict[str, dict[str, Any]]] = {
     "digits_vit": {"inversion": {"learning_rate": 0.05}},
 }
 """What a teacher needs otherwise than the presets say."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Where the bits differ from `Recipe.bits`, as `calib.scheme.QuantScheme` reads it: `edges` of the first and last
+    layer, `attention` float or int8, `layers` from a name or shell pattern to bits, as in {"blocks.0.*": "w8a8"}."""
+
+    edges: str | None = None
+    attention: str = "float"
+    layers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,20 +97,26 @@ class Recipe:
     seed: int = 0
     val_data: str | None = None
     class_map: str | None = None
+    scheme: Scheme = field(default_factory=Scheme)
     inversion: Inversion = field(default_factory=Inversion)
     calibration: Calibration = field(default_factory=Calibration)
+    rounding: Rounding = field(default_factory=Rounding)
     training: Training = field(default_factory=Training)
     engine: Engine = field(default_factory=Engine)
     validation: Validation = field(default_factory=Validation)
 
     def __post_init__(self) -> None:
-        QuantScheme.parse(self.bits)
+        self.quant_scheme()
+
+    def quant_scheme(self) -> QuantScheme:
+        """`bits` and `scheme` in one; whether the teacher has the layers that it names, `QuantScheme.check` tells."""
+        return QuantScheme.parse(self.bits, self.scheme.edges, self.scheme.attention, self.scheme.layers)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-SECTIONS = ("inversion", "calibration", "training", "engine", "validation")
+SECTIONS = ("scheme", "inversion", "calibration", "rounding", "training", "engine", "validation")
 
 
 def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -120,7 +138,7 @@ def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iter
         if needed not in values:
             raise InputError(f"the {needed} {verb} not given: add --{needed} or write it into the recipe.")
     seed = _convert(int, values.get("seed", 0), "seed")
-    for section in ("inversion", "training"):
+    for section in ("inversion", "calibration", "training"):
         values[section].setdefault("seed", seed)
     if QuantScheme.parse(str(values["bits"])).weight_bits >= 8:
         values["training"].setdefault("learning_rate", FINE_RATE)
@@ -141,8 +159,8 @@ def make_inversion(flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inve
 
 
 def _section_types() -> dict[str, type]:
-    return {"inversion": Inversion, "calibration": Calibration, "training": Training, "engine": Engine,
-            "validation": Validation}  # fmt: skip
+    return {"scheme": Scheme, "inversion": Inversion, "calibration": Calibration, "rounding": Rounding,
+            "training": Training, "engine": Engine, "validation": Validation}  # fmt: skip
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -192,11 +210,14 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) not in (tuple, None) else (hint,)
+    options = typing.get_args(hint) if typing.get_origin(hint) not in (tuple, dict, None) else (hint,)
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
             inner = typing.get_args(option)[0]
             return tuple(_convert(inner, item, key) for item in value)
+        if typing.get_origin(option) is dict and isinstance(value, dict):
+            inner = typing.get_args(option)[1]
+            return {name: _convert(inner, item, f"{key}.{name}") for name, item in value.items()}
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
@@ -206,6 +227,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is dict:
+        return f"a table of {_type_name(typing.get_args(hint)[1])}"
     if typing.get_origin(hint) is tuple:
         return f"a list of {_type_name(typing.get_args(hint)[0])}"
     return str(getattr(hint, "__name__", hint))

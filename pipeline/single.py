@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from calib.quantize import quantize
+from calib.quantize import quantize, require_layers
 from calib.quantized import QuantizedWeights
-from calib.scheme import QuantScheme
 from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.teacher import Teacher, load_teacher
@@ -24,13 +23,13 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     """Shards in, `quantized.safetensors` out."""
     if out.is_dir():
         raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
-    scheme = QuantScheme.parse(recipe.bits)
-    teacher = load_teacher(recipe.teacher, checkpoint)
+    teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
+    require_layers(teacher.model, scheme)
     found = load_images(images)
     _same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
     out.parent.mkdir(parents=True, exist_ok=True)
     with display.phases() as on_phase:
-        quantized = quantize(teacher, found, scheme, recipe.calibration, recipe.training, on_phase)
+        quantized = quantize(teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase)
     quantized.weights.save(out)
     best = quantized.training.best
     display.say(

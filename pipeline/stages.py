@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from calib.fidelity import Fidelity
-from calib.quantize import Quantized, quantize
+from calib.qat import Outcome
+from calib.quantize import Quantized, quantize, require_layers
 from calib.quantized import QuantizedWeights
-from calib.scheme import QuantScheme
 from calib.views import split_held_out
 from export.engine import build_engine, choose_backend
 from export.graph import export_float, export_quantized, write_int4
@@ -33,7 +33,7 @@ from pipeline.runfolder import RunFolder, StageResult, product_digest
 from pipeline.valdata import ValData, digits_held_out, open_val_data
 from pipeline.validation import fingerprint, validate
 
-STAGE_VERSIONS = {"invert": 2, "quantize": 1, "export": 1, "engine": 1, "validate": 1}
+STAGE_VERSIONS = {"invert": 2, "quantize": 2, "export": 1, "engine": 1, "validate": 1}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 VERDICTS = ("report.html", "junit.xml")
@@ -52,6 +52,7 @@ def build(recipe: Recipe, folder: Path, display: Display, device: str = "auto") 
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
     plan(teacher, recipe.inversion)
+    require_layers(teacher.model, recipe.quant_scheme())
     val_data = real_pictures(recipe, teacher)
     with RunFolder(folder) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)
@@ -77,7 +78,7 @@ class Build:
     ) -> None:
         self.recipe, self.teacher, self.val_data, self.backend = recipe, teacher, val_data, backend
         self.run, self.display, self.folder = run, display, run.path
-        self.scheme = QuantScheme.parse(recipe.bits)
+        self.scheme = recipe.quant_scheme()
         self.digests: dict[str, str] = {}
 
     def begin(self) -> None:
@@ -110,11 +111,14 @@ class Build:
         def work() -> StageResult:
             images = load_images(self.folder / "images")
             with self.display.phases() as on_phase:
-                quantized = quantize(self.teacher, images, self.scheme, recipe.calibration, recipe.training, on_phase)
+                quantized = quantize(
+                    self.teacher, images, self.scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase
+                )
             quantized.weights.save(path)
             return StageResult([path], describe_quantized(quantized))
 
-        settings = [str(self.scheme), dataclasses.asdict(recipe.calibration), dataclasses.asdict(recipe.training)]
+        parts: tuple[Any, ...] = (self.scheme, recipe.calibration, recipe.rounding, recipe.training)
+        settings = [dataclasses.asdict(part) for part in parts]
         self._stage("quantize", work, settings=settings, images=self.digests["invert"])
 
     def export(self) -> None:
@@ -208,10 +212,16 @@ def describe_quantized(quantized: Quantized) -> dict[str, Any]:
         "ranges_tried": {name: plain(value) for name, value in quantized.tried.items()},
         "calibrated": plain(training.calibrated),
         "trained": plain(training.best),
-        "kept": "training" if training.best_update else "calibration alone: training did not help on held-out images",
+        "kept": _kept(training),
         "best_update": training.best_update,
         "history": [{"update": update, **plain(value)} for update, value in training.history],
     }
+
+
+def _kept(training: Outcome) -> str:
+    if not training.best_update:
+        return "calibration alone: training did not help on held-out images"
+    return "training, moving average of the weights" if training.averaged else "training"
 
 
 def export_files(teacher: Teacher, weights: QuantizedWeights, folder: Path, advance: Advance) -> list[Path]:
@@ -224,7 +234,7 @@ def export_files(teacher: Teacher, weights: QuantizedWeights, folder: Path, adva
     export_float(teacher.model, teacher.spec, baseline, {**about, "scheme": "float32"})
     advance(2, "")
     packed.unlink(missing_ok=True)
-    if four_bits := [name for name, bits in weights.layers.items() if bits.weight == 4]:
+    if four_bits := [name for name, bits in weights.layers.items() if bits.weight <= 4]:
         write_int4(quantized, packed, four_bits)
     steps = folder / "preprocess.json"
     words = {**preprocess_steps(teacher.spec), "onnxruntime": {"session_config": EXACT}}

@@ -9,7 +9,7 @@ from small import inserted, small_teacher, views
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
-from calib.gptq import BLOCK, DAMPING, block_linears, gptq_round, layer_hessian, round_model
+from calib.gptq import BLOCK, CELL, DAMPING, block_linears, gptq_round, layer_hessian, round_model
 from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
@@ -49,6 +49,15 @@ def output_error(weight: Tensor, integers: Tensor, scale: Tensor, hessian: Tenso
     return (difference @ hessian * difference).sum(1)
 
 
+def rounded(weight: Tensor, scale: Tensor, hessian: Tensor, low: int, high: int, damping: float = DAMPING) -> Tensor:
+    """The integers of `gptq_round`."""
+    return gptq_round(weight, scale, hessian, low, high, damping)[0]
+
+
+def four_bits(student: VisionTransformer) -> dict[str, int]:
+    return dict.fromkeys(block_linears(student), 4)
+
+
 def textbook(weight: Tensor, scale: Tensor, hessian: Tensor, low: int, high: int) -> Tensor:
     """Optimal brain quantization in a fixed order: Eq. 2 for each column, with the inverse made anew each time."""
     weight, hessian = weight.clone(), hessian + DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian))
@@ -65,7 +74,7 @@ def test_unrelated_inputs_give_rounding_to_nearest(bits: int) -> None:
     weight, scale, _ = problem(0)
     low, high = integer_range(bits)
     for hessian in (torch.eye(40), torch.diag(torch.arange(1.0, 41))):
-        assert torch.equal(gptq_round(weight, scale, hessian, low, high), nearest(weight, scale, low, high))
+        assert torch.equal(rounded(weight, scale, hessian, low, high), nearest(weight, scale, low, high))
 
 
 @pytest.mark.parametrize("columns", [1, 40, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
@@ -76,7 +85,7 @@ def test_it_is_optimal_brain_quantization(columns: int) -> None:
     error, at_most = (output_error(weight, part, scale, hessian) for part in (want, nearest(weight, scale)))
     better = error <= at_most
     assert int(better.sum()) >= 3
-    assert torch.equal(gptq_round(weight, scale, hessian, -8, 7)[better], want[better])
+    assert torch.equal(rounded(weight, scale, hessian, -8, 7)[better], want[better])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -84,7 +93,7 @@ def test_outputs_err_less_than_by_rounding_to_nearest(seed: int) -> None:
     """No row's output error is above that of rounding to nearest, clipped weights or not, and the sum is far below."""
     weight, scale, hessian = problem(seed)
     for step in (scale, 2 * scale):
-        ours = output_error(weight, gptq_round(weight, step, hessian, -8, 7), step, hessian)
+        ours = output_error(weight, rounded(weight, step, hessian, -8, 7), step, hessian)
         plain = output_error(weight, nearest(weight, step), step, hessian)
         assert bool((ours <= plain).all())
         assert float(ours.sum()) < 0.75 * float(plain.sum())
@@ -93,7 +102,7 @@ def test_outputs_err_less_than_by_rounding_to_nearest(seed: int) -> None:
 def test_integers_fit_their_bits() -> None:
     """int8 in [-8, 7] for 4 bits, both ends taken, whatever the errors add up to."""
     weight, scale, hessian = problem(3)
-    found = gptq_round(weight, scale, hessian, -8, 7)
+    found = rounded(weight, scale, hessian, -8, 7)
     assert (found.dtype, found.shape) == (torch.int8, weight.shape)
     assert (int(found.min()), int(found.max())) == (-8, 7)
 
@@ -102,7 +111,7 @@ def test_more_than_eight_bits_are_refused() -> None:
     """Their integers would wrap."""
     weight, scale, hessian = problem(0)
     with pytest.raises(InputError, match=r"^integers from -256 to 255 do not fit 8 bits: take 2 to 8 bits\.$"):
-        gptq_round(weight, scale, hessian, -256, 255)
+        rounded(weight, scale, hessian, -256, 255)
 
 
 def test_dead_inputs_do_no_harm() -> None:
@@ -112,18 +121,18 @@ def test_dead_inputs_do_no_harm() -> None:
     dead[[0, 7, 39]] = True
     hessian[dead] = 0
     hessian[:, dead] = 0
-    found = gptq_round(weight, scale, hessian, -8, 7)
+    found = rounded(weight, scale, hessian, -8, 7)
     assert torch.equal(found[:, dead], nearest(weight, scale)[:, dead])
     # the mean of the diagonal has the zeros in it
-    alone = gptq_round(weight[:, ~dead], scale, hessian[~dead][:, ~dead], -8, 7, DAMPING * 37 / 40)
+    alone = rounded(weight[:, ~dead], scale, hessian[~dead][:, ~dead], -8, 7, DAMPING * 37 / 40)
     assert torch.equal(found[:, ~dead], alone)
-    assert torch.equal(gptq_round(weight, scale, torch.zeros(40, 40), -8, 7), nearest(weight, scale))
+    assert torch.equal(rounded(weight, scale, torch.zeros(40, 40), -8, 7), nearest(weight, scale))
 
 
 def test_fewer_inputs_than_columns_will_do() -> None:
     """Damping makes up for a Hessian that has no inverse."""
     weight, scale, hessian = problem(5, samples=3)
-    ours = output_error(weight, gptq_round(weight, scale, hessian, -8, 7), scale, hessian)
+    ours = output_error(weight, rounded(weight, scale, hessian, -8, 7), scale, hessian)
     assert float(ours.sum()) < 0.1 * float(output_error(weight, nearest(weight, scale), scale, hessian).sum())
 
 
@@ -131,17 +140,17 @@ def test_the_constant_of_the_hessian_is_free() -> None:
     """A sum over inputs and a mean give the same integers; the arguments are left as they were."""
     weight, scale, hessian = problem(6)
     before = [part.clone() for part in (weight, scale, hessian)]
-    found = gptq_round(weight, scale, hessian, -8, 7)
-    assert torch.equal(found, gptq_round(weight, scale, hessian / 1024, -8, 7))
-    assert torch.equal(found, gptq_round(weight, scale, hessian, -8, 7))
+    found = rounded(weight, scale, hessian, -8, 7)
+    assert torch.equal(found, rounded(weight, scale, hessian / 1024, -8, 7))
+    assert torch.equal(found, rounded(weight, scale, hessian, -8, 7))
     assert all(torch.equal(was, now) for was, now in zip(before, (weight, scale, hessian), strict=True))
 
 
 def test_more_damping_trusts_the_hessian_less() -> None:
     """Much damping ends at rounding to nearest."""
     weight, scale, hessian = problem(7)
-    assert torch.equal(gptq_round(weight, scale, hessian, -8, 7, damping=1e9), nearest(weight, scale))
-    assert not torch.equal(gptq_round(weight, scale, hessian, -8, 7), nearest(weight, scale))
+    assert torch.equal(rounded(weight, scale, hessian, -8, 7, damping=1e9), nearest(weight, scale))
+    assert not torch.equal(rounded(weight, scale, hessian, -8, 7), nearest(weight, scale))
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "sparse"])
@@ -170,7 +179,7 @@ def test_each_layer_sees_what_the_rounded_ones_before_it_pass_on(teacher: Teache
     images = views(4, kind)
     student, by_hand = inserted(teacher, "w4a16"), inserted(teacher, "w4a16")
     steps = scales(student, 4)
-    found = round_model(student, images, steps, 4)
+    found = round_model(student, images, steps, four_bits(student))
     assert list(found) == [f"blocks.{block}.{part}" for block in (0, 1) for part in PARTS]
     for name, layer in block_linears(by_hand).items():
         inputs: list[Tensor] = []
@@ -178,42 +187,67 @@ def test_each_layer_sees_what_the_rounded_ones_before_it_pass_on(teacher: Teache
         images.logits(by_hand)
         hook.remove()
         hessian = sum(x.T @ x for x in inputs).double()
-        want = gptq_round(layer.weight, steps[name], hessian, -8, 7)
+        want = rounded(layer.weight, steps[name], hessian, -8, 7)
         assert float((found[name] == want).double().mean()) > 0.999, name  # groups are added in float64 there
         layer.weight.data.copy_(found[name] * steps[name].unsqueeze(1))
 
 
-def test_rounded_weights_pass_their_quantizer_unchanged(teacher: Teacher) -> None:
-    """Weight = integer * scale is a fixed point of ModelOpt's fake quantization; edges and biases are untouched."""
+def test_quantizers_round_latent_weights_to_the_integers(teacher: Teacher) -> None:
+    """ModelOpt's fake quantization of what is left in each layer is integer * scale; edges and biases are untouched."""
     student = inserted(teacher, "w4a8")
     before = copy.deepcopy(student.state_dict())
     steps = scales(student, 4)
-    found = round_model(student, views(4), steps, 4)
+    found = round_model(student, views(4), steps, four_bits(student))
     for name, layer in block_linears(student).items():
-        assert torch.equal(layer.weight, found[name] * steps[name].unsqueeze(1))
-        torch.testing.assert_close(layer.weight_quantizer(layer.weight), layer.weight, rtol=1e-6, atol=0)
+        want = found[name] * steps[name].unsqueeze(1)
+        torch.testing.assert_close(layer.weight_quantizer(layer.weight), want, rtol=1e-6, atol=0)
     touched = {f"{name}.weight" for name in found}
     assert all(torch.equal(student.state_dict()[key], was) for key, was in before.items() if key not in touched)
+
+
+def test_latent_weights_lie_in_their_cells_and_away_from_the_middle() -> None:
+    """They round to the integers; where nothing clips, they hold what was rounded, so small changes flip some."""
+    weight, scale, hessian = problem(8)
+    for clipping in (False, True):
+        step = scale if clipping else 3 * scale
+        integers, latent = gptq_round(weight, step, hessian, -8, 7)
+        places = latent / step.unsqueeze(1) - integers
+        assert float(places.abs().max()) <= CELL + 1e-9
+        assert torch.equal(nearest(latent, step), integers)
+        assert float((places.abs() > 0.4).double().mean()) > 0.1
+
+
+def test_only_named_layers_are_rounded(teacher: Teacher) -> None:
+    """Each to its own bits; the others keep their weights, and the rounded ones see what they pass on."""
+    student = inserted(teacher, "w4a16")
+    before = copy.deepcopy(student.state_dict())
+    names = list(block_linears(student))[2:4]
+    found = round_model(student, views(4), scales(student, 4), {names[0]: 4, names[1]: 3})
+    assert list(found) == names
+    assert int(found[names[0]].min()) < -4
+    assert (int(found[names[1]].min()), int(found[names[1]].max())) == (-4, 3)
+    changed = {key for key, was in before.items() if not torch.equal(student.state_dict()[key], was)}
+    assert changed == {f"{name}.weight" for name in names}
 
 
 def test_answers_come_closer_to_the_teacher(teacher: Teacher) -> None:
     """On the images that it saw, the rounded model errs less than with the nearest integers."""
     images = views(24)
     plain, ours = inserted(teacher, "w4a16"), inserted(teacher, "w4a16")
-    round_model(ours, images, scales(ours, 4), 4)
+    round_model(ours, images, scales(ours, 4), four_bits(ours), damping=0.01)
     (want,), (near,), (found,) = (images.logits(model) for model in (teacher.model, plain, ours))
     assert float((found - want).norm()) < 0.8 * float((near - want).norm())
 
 
 def test_it_is_deterministic_and_leaves_no_hook(teacher: Teacher) -> None:
-    """The same images give the same integers; each layer is reported; a model without quantizers will do too."""
-    steps = scales(inserted(teacher, "w4a16"), 4)
-    plain, twin, done = copy.deepcopy(teacher.model), copy.deepcopy(teacher.model), []
-    found = round_model(plain, views(4), steps, 4, on_layer=done.append)
-    again = round_model(twin, views(4), steps, 4)
+    """The same images give the same integers; each layer is reported."""
+    one, twin, done = inserted(teacher, "w4a16"), inserted(teacher, "w4a16"), []
+    steps = scales(one, 4)
+    found = round_model(one, views(4), steps, four_bits(one), on_layer=done.append)
+    again = round_model(twin, views(4), steps, four_bits(twin))
     assert all(torch.equal(found[name], again[name]) for name in steps)
     assert done == list(range(1, 9))
-    assert not any(module._forward_pre_hooks for module in plain.modules())
+    assert not any(module._forward_pre_hooks for module in one.modules())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -224,7 +258,7 @@ def test_inputs_that_are_not_finite_are_refused(teacher: Teacher, bad: float) ->
     patches[1, 2, 3] = bad
     model = copy.deepcopy(teacher.model)
     with pytest.raises(InputError, match=r"^the inputs of blocks\.0\.attn\.qkv are not finite numbers: the teacher or"):
-        round_model(model, Views(((patches, kept),)), scales(inserted(teacher, "w4a16"), 4), 4)
+        round_model(model, Views(((patches, kept),)), scales(inserted(teacher, "w4a16"), 4), four_bits(model))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -233,5 +267,5 @@ def test_damping_reaches_every_layer(teacher: Teacher) -> None:
     student = inserted(teacher, "w4a16")
     steps = scales(student, 4)
     want = {name: nearest(layer.weight, steps[name]) for name, layer in block_linears(student).items()}
-    found = round_model(student, views(4), steps, 4, damping=1e9)
+    found = round_model(student, views(4), steps, four_bits(student), damping=1e9)
     assert all(torch.equal(found[name], want[name]) for name in want)

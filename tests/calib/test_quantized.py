@@ -54,6 +54,19 @@ def test_a_file_keeps_every_number(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        QuantScheme.parse("w4a4", edges="w4a8", layers={"fc": "w4a8", "*": "w8a16"}),
+        QuantScheme.parse("w8a8", edges="w8a16"),
+    ],
+)
+def test_a_file_keeps_a_scheme_with_overrides(scheme: QuantScheme, tmp_path: Path) -> None:
+    """Edges and overrides come back in their order: the loaded scheme is equal."""
+    replace(weights(), scheme=scheme).save(tmp_path / "a.safetensors")
+    assert QuantizedWeights.load(tmp_path / "a.safetensors").scheme == scheme
+
+
 def test_float_weight_is_integer_times_step() -> None:
     """Each output channel has its own step, whatever the weight's shape."""
     found = weights()
@@ -78,7 +91,8 @@ def test_steps_that_are_not_positive_are_refused(key: str, bad: float) -> None:
     """A step is a positive number, in each channel."""
     step = weights().tensors[key].clone()
     step.view(-1)[-1] = bad
-    message = f"{key.split('.')[0]} has a step that is not a positive number: quantize again."
+    name, step_name = key.split(".")
+    message = f"{name} has a {step_name} that is not a positive number: quantize again."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         with_tensor(key, step)
 
@@ -113,6 +127,10 @@ def test_the_changed_file_is_otherwise_good(tmp_path: Path) -> None:
         (changed(layers='{"other": {"weight": 4, "activation": 8}}'), "is not consistent"),
         (changed(layers='{"proj": {"weight": 4, "activation": 8}}'), "proj.weight is not made of integers"),
         (changed(scheme="w1a8"), "is not consistent .*1 bits"),
+        (changed(overrides='{"attention": "int4"}'), "is not consistent .*'int4'"),
+        (changed(overrides='{"edge": "w8a8"}'), "is not consistent"),
+        (changed(overrides='{"layers": 3}'), "is not consistent"),
+        (changed(overrides="[]"), "is not consistent"),
         (changed(teacher_sha256=""), "is not consistent"),
         (lambda path: path.write_bytes(b"\x00" * 30), "is not a whole safetensors file"),
         (lambda path: None, "is not a whole safetensors file"),  # noqa: ARG005 - writes nothing

@@ -8,8 +8,9 @@ from small import CPU, inserted, small_teacher, sparse_images, views
 from torch import Tensor
 
 from calib.fidelity import fidelity
-from calib.ranges import SHARES, calibrate, input_quantizers, quantized_layers, shrink_ranges
-from calib.scheme import integer_range
+from calib.lsq import learn_steps
+from calib.ranges import SHARES, calibrate, input_quantizers, insert_quantizers, quantized_layers, shrink_ranges
+from calib.scheme import QuantScheme, integer_range
 from calib.settings import AUTO_METHODS, Calibration
 from calib.views import Views, make_views
 from inversion.errors import InputError
@@ -60,6 +61,19 @@ def test_every_linear_gets_quantizers(teacher: Teacher) -> None:
         assert not layer.output_quantizer.is_enabled
     assert type(teacher.model.head) is before
     assert input_quantizers(inserted(teacher, "w4a16")) == {}
+
+
+def test_each_layer_gets_the_bits_of_its_scheme(teacher: Teacher) -> None:
+    """Overrides reach the quantizers of weight and input; an input of 16 bits has none."""
+    patterns = {"blocks.*.mlp.*": "w6a5", "blocks.1.mlp.fc2": "w3a16"}
+    scheme = QuantScheme.parse("w4a4", edges="w8a6", layers=patterns)
+    student = insert_quantizers(teacher.model, scheme)
+    for name, layer in quantized_layers(student).items():
+        bits = scheme.layer(name)
+        assert layer.weight_quantizer.num_bits == bits.weight, name
+        assert layer.input_quantizer.is_enabled == (bits.activation < 16), name
+        assert bits.activation == 16 or layer.input_quantizer.num_bits == bits.activation, name
+    assert set(input_quantizers(student)) == LAYERS - {"blocks.1.mlp.fc2"}
 
 
 def test_weight_ranges_err_least_in_squares(teacher: Teacher) -> None:
@@ -147,7 +161,25 @@ def test_mse_errs_less_than_max(teacher: Teacher, bits: str) -> None:
     assert math.prod(ratios) < (0.2 if bits == "w8a4" else 1)
 
 
-@pytest.mark.parametrize("method", AUTO_METHODS)
+@pytest.mark.parametrize("bits", ["w8a4", "w8a8"])
+def test_lsq_is_the_papers_first_step(teacher: Teacher, bits: str) -> None:
+    """`lsq` gives each input the step 2<|x|>/sqrt(Qp) of the LSQ paper, section 2.1, also beyond its largest value."""
+    images, (_, high) = views(6), integer_range(int(bits[-1]))
+    means: dict[str, float] = {}
+    model = inserted(teacher, "w8a16")
+    for name, layer in quantized_layers(model).items():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: means.update({name: float(args[0].double().abs().mean())})
+        )
+    images.logits(model)
+    found = ranges(teacher, "lsq", images, bits)
+    for name, amax in found.items():
+        qp = 127 if name in ("patch_embed.proj", "head") else high
+        # the histogram knows a value to one of its 2048 bins
+        assert float(amax) / qp == pytest.approx(2 * means[name] / math.sqrt(qp), rel=5e-3), name
+
+
+@pytest.mark.parametrize("method", [*AUTO_METHODS, "lsq"])
 def test_constant_and_zero_inputs_get_a_step(method: str) -> None:
     """A layer that always sees the same number, or 0, has a positive finite range."""
     teacher = small_teacher()
@@ -157,7 +189,22 @@ def test_constant_and_zero_inputs_get_a_step(method: str) -> None:
     teacher.model.blocks[0].mlp.fc1.bias.zero_()
     found = ranges(teacher, method)
     assert all(math.isfinite(amax) and amax > 0 for amax in map(float, found.values()))
-    assert float(found["blocks.1.mlp.fc1"]) == pytest.approx(0.7, rel=0.66 if method == "kl" else 0.02)
+    want = 2 * 0.7 * math.sqrt(127) if method == "lsq" else 0.7
+    assert float(found["blocks.1.mlp.fc1"]) == pytest.approx(want, rel=0.66 if method == "kl" else 0.02)
+
+
+@pytest.mark.parametrize("method", [*AUTO_METHODS, "lsq"])
+@pytest.mark.parametrize("tiny", [1e-44, 1e-38, 1e-12])
+def test_inputs_that_are_all_but_zero_get_a_step(method: str, tiny: float) -> None:
+    """A layer that sees nothing but tiny numbers has a step to divide by, and the answers stay finite."""
+    teacher = small_teacher()
+    teacher.model.blocks[1].norm2.weight.zero_()
+    teacher.model.blocks[1].norm2.bias.fill_(tiny)
+    student = inserted(teacher, "w8a8")
+    calibrate(student, teacher.model, views(4), views(2), Calibration(method=method))
+    learn_steps(student)
+    assert float(student.blocks[1].mlp.fc1.input_quantizer.step.detach()) >= torch.finfo(torch.float32).tiny
+    assert bool(torch.isfinite(torch.cat(views(2).logits(student))).all())
 
 
 def test_black_images_before_others_do_no_harm(teacher: Teacher) -> None:

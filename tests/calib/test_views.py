@@ -19,6 +19,20 @@ def test_mosaics_hold_every_patch_in_order() -> None:
     assert torch.equal(patches, patchify(images.mosaics(), (8, 8)))
 
 
+def test_a_mixture_takes_mosaics_and_leaves_in_turn() -> None:
+    """One group of dense pictures whose first few hold some of both; each alone where only it is asked for."""
+    images, leaves = sparse_images(2), torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 32, 32)
+    ((mixed, kept),) = make_views(images, "mixed", CPU, leaves).groups
+    mosaics = patchify(images.mosaics(), (8, 8))
+    assert kept.tolist() == [list(range(16))] * 7
+    assert torch.equal(mixed[[0, 2]], mosaics)
+    assert mixed[[1, 3, 4, 5, 6], 0, 0].tolist() == [0, 1, 2, 3, 4]
+    ((alone, _),) = make_views(images, "leaves", CPU, leaves).groups
+    assert torch.equal(alone, patchify(leaves, (8, 8)))
+    for plain in (make_views(images, "mixed", CPU, leaves[:0]), make_views(images, "mosaic", CPU, leaves)):
+        assert torch.equal(plain.groups[0][0], mosaics)
+
+
 def test_sparse_views_hold_the_images_without_padding() -> None:
     """Groups of equal patch counts: 2 patches, and 7."""
     images = sparse_images(3)
@@ -88,6 +102,7 @@ def test_kl_is_the_textbook_formula() -> None:
     want = sum(float(p[i, c] * (p[i, c] / q[i, c]).log()) for i in range(6) for c in range(5)) / 6
     assert float(kl_to_teacher(ours, theirs)) == pytest.approx(want, rel=1e-12)
     assert float(kl_to_teacher(theirs, theirs)) == 0
+    assert float(kl_to_teacher(2 * ours, 2 * theirs, 2.0)) == pytest.approx(4 * want, rel=1e-12)
     assert float(kl_to_teacher(ours, theirs)) != pytest.approx(float(kl_to_teacher(theirs, ours)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.quantized import QuantizedWeights
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from export.graph import export_float, export_quantized
@@ -45,11 +47,11 @@ def small_vit(cls: type[VisionTransformer] = VisionTransformer, **kwargs: object
     return model
 
 
-def quantize_by_max(model: VisionTransformer, bits: str, images: Tensor) -> QuantizedWeights:
+def quantize_by_max(model: VisionTransformer, scheme: str | QuantScheme, images: Tensor) -> QuantizedWeights:
     """Weights' step is amax / Qp per channel, inputs' step amax / Qp over `images` [M, C, H, W]."""
-    scheme = QuantScheme.parse(bits)
+    scheme = QuantScheme.parse(scheme) if isinstance(scheme, str) else scheme
     parts = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-    amax = _input_amax(model, parts, images)
+    amax = _input_amax(model, images)
     tensors = {key: value.detach().float().clone() for key, value in model.state_dict().items()}
     for name in parts:
         layer = scheme.layer(name)
@@ -61,35 +63,38 @@ def quantize_by_max(model: VisionTransformer, bits: str, images: Tensor) -> Quan
         tensors[f"{name}.weight_step"] = step
         if layer.activation != FLOAT_BITS:
             tensors[f"{name}.input_step"] = amax[name] / integer_range(layer.activation)[1]
+    if scheme.attention == "int8":
+        tensors |= {f"{name}_step": amax[name] / 127 for name in amax if name not in parts}
     return QuantizedWeights(scheme, "test", "0" * 64, {name: scheme.layer(name) for name in parts}, tensors)
 
 
 @torch.inference_mode()
-def _input_amax(model: nn.Module, parts: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    amax: dict[str, Tensor] = {}
-    hooks = [
+def _input_amax(model: VisionTransformer, images: Tensor) -> dict[str, Tensor]:
+    """Largest input of each linear by name, and of each of attention's products as `blocks.0.attn.q`."""
+    model, amax = copy.deepcopy(model), {}
+    for attention in attention_layers(model).values():
+        QuantAttention.take_over(attention, lambda _: nn.Identity())
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    for name, part in (parts | attention_quantizers(model)).items():
         part.register_forward_pre_hook(lambda _, args, name=name: amax.__setitem__(name, args[0].abs().max()))
-        for name, part in parts.items()
-    ]
     model(images)
-    for hook in hooks:
-        hook.remove()
     return {name: value.clone() for name, value in amax.items()}
 
 
 @pytest.fixture(scope="session")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quantized]:
-    """By scheme, each exported once."""
-    folder, made = tmp_path_factory.mktemp("quantized"), {}
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Quantized]:
+    """By bits and kind of attention, each exported once."""
+    made: dict[tuple[str, str], Quantized] = {}
 
-    def make(bits: str) -> Quantized:
-        if bits not in made:
-            model, images, path = small_vit(), grey_images(16), folder / f"{bits}.onnx"
-            weights = quantize_by_max(model, bits, images)
+    def make(bits: str, attention: str = "float") -> Quantized:
+        key = (bits, attention)
+        if key not in made:
+            model, images, path = small_vit(), grey_images(16), tmp_path_factory.mktemp(attention) / f"{bits}.onnx"
+            weights = quantize_by_max(model, QuantScheme.parse(bits, attention=attention), images)
             module = qdq_module(model, weights)
             export_quantized(module, SPEC, path, {"teacher": "small", "scheme": bits})
-            made[bits] = Quantized(model, weights, module, path, images)
-        return made[bits]
+            made[key] = Quantized(model, weights, module, path, images)
+        return made[key]
 
     return make
 

@@ -248,7 +248,7 @@ def test_a_gate_that_fails_is_exit_code_1(copy: Path, tmp_path: Path, capfd: pyt
         assert [name for name, passed in gates(junit).items() if not passed] == ["real_agreement"]
     assert '<span class="failed">failed</span>' in (copy / "report.html").read_text()
     out, err = capfd.readouterr()
-    assert "gate real_agreement: 0.99" in out
+    assert "gate real_agreement: " in out
     assert "FAILED" in out
     assert not err
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from calib.scheme import QuantScheme
 from inversion.errors import InputError
-from pipeline.recipe import EFFORTS, PRESETS, SECTIONS, Recipe, make_recipe
+from pipeline.recipe import EFFORTS, PRESETS, SECTIONS, Recipe, Scheme, make_recipe
 
 BASE = {"teacher": "deit_tiny", "bits": "w4a8"}
 
@@ -70,17 +71,20 @@ def test_the_built_in_teacher_brings_its_own_numbers() -> None:
 
 
 def test_a_seed_reaches_every_section_unless_it_has_its_own() -> None:
-    """One --seed seeds inversion and training; a section's own seed stays."""
+    """One --seed seeds inversion, calibration and training; a section's own seed stays."""
     recipe = make_recipe({**BASE, "seed": 7}, None, ["training.seed=9"])
-    assert (recipe.seed, recipe.inversion.seed, recipe.training.seed) == (7, 7, 9)
+    assert (recipe.seed, recipe.inversion.seed, recipe.calibration.seed, recipe.training.seed) == (7, 7, 7, 9)
 
 
 OTHER = {
+    "scheme.edges": "w8a16", "scheme.attention": "int8", "scheme.layers": {"blocks.*.mlp.fc1": "w8a8", "head": "w4a8"},
     "inversion.tv_norm": "batch", "inversion.selection": "random", "inversion.removed": "zero",
     "inversion.precision": "float32", "inversion.label_confidence": 0.875, "inversion.low_pass": 0.75,
     "inversion.prior": "resnet18", "inversion.prior_checkpoint": "cnn.pth", "inversion.classes": (1, 7),
     "inversion.method": "smi", "inversion.betas": (0.25, 0.5), "calibration.method": "mse",
-    "calibration.views": "sparse", "calibration.held_out": 0.125, "training.views": "sparse",
+    "calibration.views": "sparse", "calibration.held_out": 0.125, "rounding.method": "nearest",
+    "rounding.views": "mosaic", "training.views": "leaves", "training.crops": False, "training.ema": 0.5,
+    "training.precision": "float32",
     "training.optimizer": "sgd", "training.schedule": "constant", "engine.arch": ("sm75", "sm86"),
     "engine.backend": "tensorrt_rtx", "validation.max_kl": 0.375, "validation.min_agreement": 0.375,
     "validation.max_drop": 0.375,
@@ -92,28 +96,52 @@ def _keys() -> list[str]:
     return [f"{section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(getattr(recipe, section))]
 
 
+def as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
 @pytest.mark.parametrize("key", _keys())
 def test_every_value_can_be_overridden(key: str, tmp_path: Path) -> None:
     """Any key of any section, from --set and from a TOML file alike."""
     section, name = key.split(".")
     before = getattr(getattr(make_recipe(BASE), section), name)
-    wanted = OTHER.get(key) or (before * 2 if before else type(before)(3))
-    text = json.dumps(wanted)
+    wanted = OTHER[key] if key in OTHER else (before * 2 if before else type(before)(3))
+    text = as_toml(wanted)
     by_set = make_recipe(BASE, None, [f"{key}={text}"])
     by_file = make_recipe(BASE, toml(tmp_path / "r.toml", f"[{section}]\n{name} = {text}\n"))
     assert getattr(getattr(by_set, section), name) == wanted != before
     assert by_set == by_file
 
 
+def test_parts_of_the_scheme_come_from_their_section(tmp_path: Path) -> None:
+    """[scheme] and [scheme.layers], patterns in their order, make the scheme together with the bits."""
+    file = toml(
+        tmp_path / "r.toml",
+        '[scheme]\nedges = "w8a16"\nattention = "int8"\n[scheme.layers]\n"blocks.0.*" = "w8a8"\n"*.fc1" = "w6a6"\n',
+    )
+    patterns = {"blocks.0.*": "w8a8", "*.fc1": "w6a6"}
+    assert make_recipe(BASE, file).quant_scheme() == QuantScheme.parse("w4a8", "w8a16", "int8", patterns)
+    assert make_recipe(BASE).quant_scheme() == QuantScheme.parse("w4a8")
+
+
 def test_a_recipe_survives_the_manifest() -> None:
     """What `to_dict` gives, through JSON, makes the same recipe again."""
-    recipe = make_recipe({**BASE, "effort": "paper", "seed": 5}, None, ["engine.arch=['sm75']", "validation.max_kl=1"])
+    overrides = ["engine.arch=['sm75']", "validation.max_kl=1", 'scheme.layers={"head"="w8a8", "*"="w6a8"}']
+    recipe = make_recipe({**BASE, "effort": "paper", "seed": 5}, None, overrides)
     assert make_recipe(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
+        ("scheme.attention=int4", ["'int4'", "float or int8"]),
+        ("scheme.edges=w8", ["'w8'", "w4a8"]),
+        ('scheme.layers={"head"="w4a32"}', ["32 bits", "16 for float"]),
+        ('scheme.layers={"head"=8}', ["'scheme.layers.head'", "str", "8"]),
+        ("scheme.layers=w8a8", ["'scheme.layers'", "a table of str", "'w8a8'"]),
+        ("scheme.layer=3", ["'scheme.layer'", "scheme.layers"]),
         ("inversion.imags=3", ["'inversion.imags'", "inversion.images"]),
         ("inverted.images=3", ["'inverted'", "inversion"]),
         ("images=3", ["'images'"]),
@@ -177,6 +205,8 @@ def test_a_recipe_of_impossible_bits_cannot_be_made() -> None:
     """Bits are checked when the recipe is, before anything heavy is imported."""
     with pytest.raises(InputError, match="weights of 1 bits"):
         Recipe("digits_vit", "w1a8")
+    with pytest.raises(InputError, match="activations of 32 bits"):
+        Recipe("digits_vit", "w4a8", scheme=Scheme(layers={"head": "w8a32"}))
 
 
 def test_limits_follow_the_bits_and_give_way() -> None:
