@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,13 +128,18 @@ class Lessons:
         return patchify(random_crops(unpatchify(patches, grid, size), self.generator), size)
 
     def _endless(self) -> Iterator[tuple[int, Tensor]]:
-        def shuffled(count: int) -> Tensor:
-            return torch.randperm(count, generator=self.generator)
-
+        """(group, rows) of batches that are all full; a group's turn comes as often as it has images."""
+        sizes = [len(kept) for _, kept in self.images.groups]
+        streams = [self._shuffled(size) for size in sizes]
         while True:
-            batches = list(self.images.batches(self.settings.batch, shuffled))
-            for index in shuffled(len(batches)).tolist():
-                yield batches[index]
+            group = int(torch.multinomial(torch.tensor(sizes).double(), 1, generator=self.generator))
+            count = min(self.settings.batch, sizes[group])
+            yield group, torch.tensor(list(itertools.islice(streams[group], count)))
+
+    def _shuffled(self, count: int) -> Iterator[int]:
+        """Every row once in random order before any comes again."""
+        while True:
+            yield from torch.randperm(count, generator=self.generator).tolist()
 
 
 class _Best:
@@ -165,7 +171,7 @@ def _optimizer(student: VisionTransformer, steps: list[nn.Parameter], settings: 
     # Adam moves a parameter by about its rate, whatever its size: so a step's rate is a share of the step
     groups = [{"params": weights, "lr": settings.learning_rate}]
     groups += [{"params": [step], "lr": settings.step_learning_rate * float(step.detach().mean())} for step in steps]
-    return torch.optim.Adam(groups)
+    return torch.optim.Adam(groups, fused=True)
 
 
 def _rate(done: int, settings: Training) -> float:

@@ -74,12 +74,12 @@ class Training:
     views: str = "mixed"
     crops: bool = True
     temperature: float = 1.0
-    feature_weight: float = 1.0
+    feature_weight: float = 4.0
     optimizer: str = "adam"
     schedule: str = "cosine"
     learning_rate: float = 1.5e-5
     step_learning_rate: float = 1e-3
-    ema: float = 0.0
+    ema: float = 0.98
     precision: str = "auto"
     checks: int = 8
     patience: int = 3
