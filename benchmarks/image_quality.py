@@ -35,12 +35,12 @@ from calib.gptq import DAMPING, block_linears, round_model
 from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import Calibration
-from calib.views import Views, make_views
+from calib.views import Views, dense_views, make_views
 from export.compare import compare, wilson_interval
 from inversion.confidence import confidence_by_stage
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
-from inversion.sparse import patchify
+from inversion.leaves import dead_leaves
 from inversion.teacher import DIGITS_VIT, InputSpec, Teacher, load_teacher
 from pipeline.valdata import ValData, digits_held_out, open_val_data
 
@@ -93,6 +93,8 @@ def main() -> None:
     sets = [ImageSet(NO_IMAGES, None, {}), *image_sets(args.images, teacher, args.mosaics)]
     if args.noise:
         sets.append(dense_set(f"--noise {args.noise}", noise(teacher.spec, args.noise, args.seed), teacher))
+    if args.leaves:
+        sets.append(dense_set(f"--leaves {args.leaves}", dead_leaves(teacher.spec, args.leaves, args.seed), teacher))
     if references:
         sets.append(dense_set(f"--real {args.real}", torch.cat([pictures for pictures, _ in references]), teacher))
     exam = Exam.of(teacher, judges)
@@ -127,6 +129,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, action="append", default=[], help="folder of shards; may be repeated")
     parser.add_argument("--mosaics", type=int, help="of each folder only the first so many, to compare equal counts")
     parser.add_argument("--noise", type=int, default=0, metavar="N", help="a reference: N pictures of Gaussian noise")
+    parser.add_argument("--leaves", type=int, default=0, metavar="N", help="N dead-leaves pictures")
     parser.add_argument(
         "--real", type=int, default=0, metavar="N", help="a reference: N real pictures, which judge nothing"
     )
@@ -139,12 +142,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--damping", type=float, default=DAMPING, help="share of the Hessian's mean diagonal")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and leaves")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help=f"the record's file, else a dated one in {RECORDS.name}/"
     )
     args = parser.parse_args()
-    for option, least in (("mosaics", 1), ("noise", 0), ("real", 0), ("limit", 2), ("draws", 1)):
+    for option, least in (("mosaics", 1), ("noise", 0), ("leaves", 0), ("real", 0), ("limit", 2), ("draws", 1)):
         value = getattr(args, option)
         if value is not None and value < least:
             parser.error(f"--{option} must be at least {least}, not {value}")
@@ -212,9 +215,7 @@ def noise(spec: InputSpec, count: int, seed: int) -> Tensor:
 
 def dense_set(name: str, pictures: Tensor, teacher: Teacher) -> ImageSet:
     """Pictures [M, C, H, W] with all their patches."""
-    patches = patchify(pictures, teacher.patch_size)
-    kept = torch.arange(teacher.num_patches).expand(len(pictures), -1)
-    return ImageSet(name, Views(((patches, kept),)), {"images": len(pictures)})
+    return ImageSet(name, dense_views(pictures, teacher.patch_size), {"images": len(pictures)})
 
 
 def measure(
@@ -237,7 +238,7 @@ def measure(
     for damping in dampings if images.views else dampings[:1]:
         model = copy.deepcopy(student)
         if images.views:
-            round_model(model, images.views, scales, bits, damping)
+            round_model(model, images.views, scales, dict.fromkeys(scales, bits), damping)
         compared, divergence = exam.judge(model)
         found.append(compared)
         divergences.append(divergence)

@@ -9,23 +9,28 @@ The default method is what this says. Real pictures compare the methods and do n
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recording import add_teacher_arguments, write_record
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Training
+from calib.settings import Calibration, Rounding, Training
 from export.compare import compare
 from export.qdq import qdq_module
 from inversion.images import load_images
 from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
 from pipeline.valdata import ValData, digits_held_out, open_val_data
 
-CHOICES = (("max", "mosaic"), ("percentile", "mosaic"), ("mse", "mosaic"), ("kl", "mosaic"), ("kl", "sparse"))
+METHODS = ("max", "percentile", "mse", "kl")
+CHOICES = [*itertools.product(METHODS, ("mosaic", "leaves", "mixed")), ("max", "sparse"), ("kl", "sparse")]
 
 
 def main() -> None:
@@ -43,10 +48,12 @@ def main() -> None:
     rows = []
     for method, views in CHOICES:
         calibration = Calibration(method=method, views=views)
-        result = quantize(teacher, images, QuantScheme.parse(args.bits), calibration, Training(updates=0))
-        real = compare(*answers(teacher, qdq_module(teacher.model, result.weights), val_data)).to_dict()
-        held_out = result.training.calibrated
+        scheme, nearest = QuantScheme.parse(args.bits), Rounding(method="nearest")
+        result = quantize(teacher, images, scheme, calibration, nearest, Training(updates=0))
+        theirs, ours, labels = answers(teacher, qdq_module(teacher.model, result.weights), val_data)
+        real, held_out = compare(theirs, ours, labels).to_dict(), result.training.calibrated
         row = {"method": method, "views": views, "held_out_kl": held_out.kl, "real": real}
+        row["standard_error_of_kl"] = standard_error(divergences(theirs, ours))
         print(method, views, f"held-out KL {held_out.kl:.4f}", f"real KL {real['kl']:.4f}", flush=True)
         rows.append(row)
     about = {key: images.metadata[key] for key in ("method", "division_factor", "iterations", "tv_weight", "seed")}
@@ -58,6 +65,17 @@ def answers(teacher: Teacher, module: nn.Module, val_data: ValData) -> tuple[Any
     """Logits of teacher and quantized module [M, num_classes], and labels [M]."""
     parts = [(teacher.model(images), module(images), labels) for images, labels in val_data]
     return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))
+
+
+def divergences(theirs: np.ndarray, ours: np.ndarray) -> Tensor:
+    """KL(teacher || quantized) of each picture [M], nats, from logits [M, num_classes]."""
+    p, q = (torch.from_numpy(each).double().log_softmax(-1) for each in (theirs, ours))
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of `values` [M]."""
+    return float(values.std()) / math.sqrt(len(values))
 
 
 if __name__ == "__main__":
