@@ -4,12 +4,13 @@
         --noise 24 --leaves 24 --images DMI --images SMI --images PRI --mixed --mosaics 24 --real 24 \
         --bits w8a8 --bits w4a8 --updates 64
 
-A source makes ranges, GPTQ's Hessians and, with --updates, the training; everything else is the same. Folders of shards
-come from `pipeline invert`; --mosaics cuts them to equal counts, and each row tells what its inversion cost, so folders
-of equal compute can be compared too. --mixed adds, for each folder, a row with as many dead leaves beside it. Real
-pictures are the upper reference and the judge, never the same ones, and make nothing that is kept.
+A source makes ranges, GPTQ's Hessians and, with --updates, the training; everything else is the same, and a quarter of
+it is held out to judge, as `pipeline build` does. Folders of shards come from `pipeline invert`: --mosaics cuts them to
+equal counts, and each row tells what its inversion cost, so that folders of equal compute can be compared too. --mixed
+adds, for each folder, a row with as many dead leaves beside it. Real pictures are the upper reference and the judge,
+never the same ones, and make nothing that is kept.
 
-Differences between two sources are paired by picture. Four minutes a row without training on two cores.
+Differences between two sources are paired by picture.
 """
 
 from __future__ import annotations
@@ -22,27 +23,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from image_quality import noise, open_pictures, recipe, split
-from ranges import divergences, standard_error
-from recording import RECORDS, add_teacher_arguments, write_record
+from image_quality import (
+    Exam, add_json_argument, load_sets, noise, open_pictures, recipe, save, split, standard_error,
+)  # fmt: skip
+from recording import add_teacher_arguments
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Rounding, Training
-from export.compare import compare
+from calib.settings import AUTO, RANGE_METHODS, Calibration, Rounding, Training
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from export.runtime import open_runtime
-from inversion.cost import Geometry, mean_iteration_flops
-from inversion.errors import InputError
-from inversion.images import SparseImages, load_images
-from inversion.invert import plan
+from inversion.cost import Geometry, iteration_flops
+from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
+from inversion.schedule import schedule
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
 from pipeline.recipe import make_recipe
@@ -60,12 +59,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """The judging pictures: batches of them, labels [M], the teacher's logits [M, num_classes]."""
+class Answers:
+    """What the quantized model of one row said: the KL [M], nats, of each picture, and 1 where top-1 agrees, else 0."""
 
-    batches: list[np.ndarray]
-    labels: np.ndarray
-    teacher_logits: np.ndarray
+    divergence: Tensor
+    agrees: Tensor
 
 
 def main() -> None:
@@ -73,27 +71,23 @@ def main() -> None:
     teacher = load_teacher(args.teacher, args.checkpoint)
     judges, references = split(open_pictures(args, teacher.spec), args.limit, args.real)
     sources = list(find_sources(args, teacher, references))
-    exam = take_exam(teacher, judges)
+    exam = Exam.of(teacher, judges)
     rows, seen = [], {}
-    for bits, source, updates in itertools.product(args.bits, sources, sorted({0, args.updates})):
-        row, answers = measure(teacher, source, bits, updates, args, exam)
-        rows.append(row)
-        seen[bits, updates, source.name] = answers
+    for bits, updates, source in itertools.product(args.bits, sorted({0, args.updates}), sources):
+        row, seen[bits, updates, source.name] = measure(teacher, source, bits, updates, args, exam)
         print(line(row), flush=True)
+        rows.append(row)
     results = {
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
         "pictures": len(exam.labels),
-        "teacher_top1": float((exam.teacher_logits.argmax(1) == exam.labels).mean()),
+        "teacher_top1": rows[0]["real"]["teacher_top1"],
         "range_method": args.ranges,
         "rows": rows,
-        "differences": differences(seen, exam),
+        "differences": differences(seen),
     }
-    Console().print(table(results))
-    name = f"fidelity_{args.teacher}"
-    if args.json is None:
-        write_record(name, results)
-    else:
-        write_record(name, results, args.json.parent).replace(args.json)
+    save(f"fidelity_{args.teacher}", results, args.json)
+    for shown in (table(results), difference_table(results)):
+        Console(width=150).print(shown)
 
 
 def arguments() -> argparse.Namespace:
@@ -102,122 +96,106 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, action="append", default=[], help="folder of shards; may be repeated")
     parser.add_argument("--mosaics", type=int, help="of each folder only the first so many")
     parser.add_argument("--mixed", action="store_true", help="each folder again, with as many dead leaves")
-    for option in ("noise", "leaves", "real"):
-        parser.add_argument(f"--{option}", type=int, default=0, metavar="N")
-    parser.add_argument("--bits", action="append", help="w8a8 and w4a8 by default; may be repeated")
-    parser.add_argument("--updates", type=int, default=0, help="of training; 0: ranges and rounding alone")
-    parser.add_argument("--ranges", default="kl", help="range method")
+    for option, what in (("noise", "of Gaussian noise"), ("leaves", "of dead leaves"), ("real", "that are real")):
+        parser.add_argument(f"--{option}", type=int, default=0, metavar="N", help=f"a source: N pictures {what}")
+    parser.add_argument("--bits", action="append", help="may be repeated; w8a8 and w4a8 where none is given")
+    parser.add_argument("--updates", type=int, default=0, help="adds trained rows; 0: ranges and rounding alone")
+    parser.add_argument("--ranges", default="kl", choices=(AUTO, *RANGE_METHODS))
     parser.add_argument("--limit", type=int, default=500, help="pictures that judge")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and leaves")
-    parser.add_argument("--json", type=Path, metavar="OUT", help=f"the record, else a dated one in {RECORDS.name}/")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, leaves and training")
+    add_json_argument(parser)
     args = parser.parse_args()
     args.bits = args.bits or ["w8a8", "w4a8"]
+    for option, least in (("mosaics", 2), ("noise", 2), ("leaves", 2), ("real", 2), ("limit", 2), ("updates", 0)):
+        value = getattr(args, option)
+        if value and value < least:
+            parser.error(f"--{option} must be at least {least}, not {value}")
+    if not (args.images or args.noise or args.leaves or args.real):
+        parser.error("nothing to compare: give --images, --noise, --leaves or --real")
+    for bits in args.bits:
+        QuantScheme.parse(bits)
     return args
 
 
 def find_sources(args: argparse.Namespace, teacher: Teacher, references: ValData) -> Iterator[Source]:
-    spec = teacher.spec
     if args.noise:
-        yield dense_source(f"noise {args.noise}", noise(spec, args.noise, args.seed), teacher)
+        yield dense_source(f"noise {args.noise}", noise(teacher.spec, args.noise, args.seed), teacher)
     if args.leaves:
-        yield dense_source(f"leaves {args.leaves}", dead_leaves(spec, args.leaves, args.seed), teacher)
-    for folder in args.images:
-        images = load_images(folder)
-        if images.metadata.get("teacher_sha256") != teacher.sha256:
-            raise InputError(f"{str(folder)!r} was made from another teacher than {teacher.name!r}: give its own.")
-        images = images[torch.isin(images.trajectory, images.trajectory.unique()[: args.mosaics])]
+        yield dense_source(f"leaves {args.leaves}", dead_leaves(teacher.spec, args.leaves, args.seed), teacher)
+    for name, images in load_sets(args.images, teacher, args.mosaics):
         mosaics = len(images.trajectory.unique())
-        about = {"images": len(images), "mosaics": mosaics, "recipe": recipe(images)}
-        about["inversion_tflop"] = inversion_flops(teacher, images) / 1e12
-        yield Source(folder.name, images, 0, about)
-        if args.mixed and images.metadata["method"] != "smi":
-            yield Source(f"{folder.name} + leaves {mosaics}", images, mosaics, about)
+        about = {"images": len(images), "mosaics": mosaics, **cost(teacher, images), "recipe": recipe(images)}
+        yield Source(name, images, 0, about)
+        if args.mixed:
+            yield Source(f"{name} + leaves {mosaics}", images, mosaics, about)
     if args.real:
         yield dense_source(f"real {args.real}", torch.cat([pictures for pictures, _ in references]), teacher)
 
 
-def inversion_flops(teacher: Teacher, images: SparseImages) -> float:
-    """FLOPs that inverting `images` took, from what their shards tell."""
-    said = images.metadata
-    settings = {key: said[key] for key in ("method", "division_factor", "sparsity", "iterations") if key in said}
-    bits = {"teacher": teacher.name, "bits": "w8a8"}
-    job = make_recipe(bits, None, [f"inversion.{key}={value}" for key, value in settings.items()]).inversion
-    each = mean_iteration_flops(Geometry.of(teacher.model), plan(teacher, job), lean=True)
-    return each * job.iterations * len(images.trajectory.unique())
+def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
+    """What inverting `images` took: trajectories x iterations, and FLOPs (`inversion.cost`), without a CNN prior's."""
+    told = images.metadata
+    if not {"method", "iterations", "division_factor", "sparsity"} <= told.keys():
+        return {}
+    iterations, v, sparsity = (int(told[name]) for name in ("iterations", "division_factor", "sparsity"))
+    stages = schedule(told["method"], teacher.num_patches, iterations, v, sparsity)
+    shape, trajectories = Geometry.of(teacher.model), len(images.trajectory.unique())
+    flops = sum(stage.iterations * iteration_flops(shape, stage.active, lean=True).total for stage in stages)
+    return {"trajectory_iterations": iterations * trajectories, "inversion_tflop": flops * trajectories / 1e12}
 
 
 def dense_source(name: str, pictures: Tensor, teacher: Teacher) -> Source:
-    """Pictures [M, C, H, W] as images that hold all their patches."""
+    """Pictures [M, C, H, W] as images that hold all their patches, each a trajectory of its own."""
     patches, count = patchify(pictures, teacher.patch_size), len(pictures)
-    rows, columns = teacher.grid
-    height, width = teacher.patch_size
+    sizes = {"grid": teacher.grid, "patch_size": teacher.patch_size}
     images = SparseImages(
         patches=patches,
         kept=torch.arange(patches.shape[1], dtype=torch.int16).expand(count, -1),
         labels=torch.zeros(count, dtype=torch.int32),
         stage=torch.ones(count, dtype=torch.int8),
         trajectory=torch.arange(count, dtype=torch.int32),
-        metadata={"grid": f"{rows}x{columns}", "patch_size": f"{height}x{width}", "teacher_sha256": teacher.sha256},
+        metadata={key: "x".join(map(str, size)) for key, size in sizes.items()},
     )
     return Source(name, images, 0, {"images": count, "mosaics": count})
 
 
-@torch.inference_mode()
-def take_exam(teacher: Teacher, judges: ValData) -> Exam:
-    pictures, labels = zip(*judges, strict=True)
-    logits = torch.cat([teacher.model(batch) for batch in pictures])
-    return Exam([batch.numpy() for batch in pictures], torch.cat(labels).numpy(), logits.numpy())
-
-
 def measure(
     teacher: Teacher, source: Source, bits: str, updates: int, args: argparse.Namespace, exam: Exam
-) -> tuple[dict[str, Any], np.ndarray]:
-    """One row, and ONNX Runtime's logits [M, num_classes]."""
-    # SMI's images tile no mosaic
-    views = "mixed" if source.leaves else "sparse" if source.images.metadata.get("method") == "smi" else "mosaic"
-    tuned = make_recipe({"teacher": teacher.name, "bits": bits, "effort": "quick"}).training
-    training = Training(updates=updates, views=views, crops=views != "sparse", learning_rate=tuned.learning_rate)
-    calibration = Calibration(method=args.ranges, views=views, leaves=source.leaves)
+) -> tuple[dict[str, Any], Answers]:
+    """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
+    views = "mixed" if source.leaves else "mosaic"
+    tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
+    training = Training(updates=updates, views=views, learning_rate=tuned.learning_rate, seed=args.seed)
+    calibration = Calibration(method=args.ranges, views=views, leaves=source.leaves, seed=args.seed)
     found = quantize(teacher, source.images, QuantScheme.parse(bits), calibration, Rounding(views=views), training)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_quantized(qdq_module(teacher.model, found.weights), teacher.spec, path, {})
         with open_runtime(path) as runtime:
-            ours = np.concatenate([runtime.run({"input": batch})["logits"] for batch in exam.batches])
-    outcome = found.training
+            batches = [runtime.run({"input": batch.numpy()})["logits"] for batch in exam.pictures]
+    ours = torch.cat([torch.from_numpy(batch) for batch in batches])
+    real, divergence = exam.compare(ours)
     row = {"source": source.name, "leaves": source.leaves, **source.about, "bits": bits, "updates": updates}
-    row |= {"best_update": outcome.best_update, "held_out_kl": [(done, each.kl) for done, each in outcome.history]}
-    row |= {"real": compare(exam.teacher_logits, ours, exam.labels).to_dict()}
-    row["standard_error_of_kl"] = standard_error(divergences(exam.teacher_logits, ours))
-    return row, ours
+    row["best_update"] = found.training.best_update
+    row["held_out_kl"] = [(done, fidelity.kl) for done, fidelity in found.training.history]
+    row |= {"real": real, "standard_error_of_kl": standard_error(divergence)}
+    return row, Answers(divergence, (ours.argmax(1) == exam.teacher_logits.argmax(1)).double())
 
 
-def differences(seen: dict[tuple[str, int, str], np.ndarray], exam: Exam) -> list[dict[str, Any]]:
+def differences(seen: dict[tuple[str, int, str], Answers]) -> list[dict[str, Any]]:
     """KL and agreement of one source less those of another, at the same bits and updates, paired by picture."""
     rows = []
     for (one, first), (other, second) in itertools.combinations(seen.items(), 2):
         if one[:2] != other[:2]:
             continue
-        kl = divergences(exam.teacher_logits, first) - divergences(exam.teacher_logits, second)
-        agree = torch.from_numpy(agrees(exam, first) - agrees(exam, second))
-        rows.append(
-            {
-                "bits": one[0],
-                "updates": one[1],
-                "sources": [one[2], other[2]],
-                "kl": float(kl.mean()),
-                "standard_error_of_kl": standard_error(kl),
-                "agreement": float(agree.mean()),
-                "standard_error_of_agreement": standard_error(agree),
-            }
-        )
+        row: dict[str, Any] = {"bits": one[0], "updates": one[1], "sources": [one[2], other[2]]}
+        for name, values in (
+            ("kl", first.divergence - second.divergence),
+            ("agreement", first.agrees - second.agrees),
+        ):
+            row |= {name: float(values.mean()), f"standard_error_of_{name}": standard_error(values)}
+        rows.append(row)
     return rows
-
-
-def agrees(exam: Exam, logits: np.ndarray) -> np.ndarray:
-    """1 where the top-1 answer is the teacher's, else 0: [M]."""
-    equal: np.ndarray = logits.argmax(1) == exam.teacher_logits.argmax(1)
-    return equal.astype(np.float64)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -229,16 +207,32 @@ def line(row: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> Table:
-    teacher = 100 * results["teacher_top1"]
-    shown = Table("bits", "source", "updates", "top-1", "drop", "agreement [95%]", "KL", "inversion, TFLOP")
+    title = f"{results['pictures']} real pictures, teacher's top-1 {100 * results['teacher_top1']:.1f}%"
+    shown = Table(
+        "bits", "updates", "source", "images", "mosaics", "trajectory\niterations", "inversion,\nTFLOP", "top-1, %",
+        "drop,\npoints", "agreement, %", "KL ± standard error", title=title,
+    )  # fmt: skip
     for row in results["rows"]:
         real = row["real"]
         low, high = (100 * bound for bound in real["agreement_interval"])
         shown.add_row(
-            row["bits"], row["source"], str(row["updates"]), f"{100 * real['top1']:.1f}",
-            f"{teacher - 100 * real['top1']:.1f}", f"{100 * real['agreement']:.1f} [{low:.1f}, {high:.1f}]",
+            row["bits"], str(row["updates"]), row["source"], str(row["images"]), str(row["mosaics"]),
+            str(row.get("trajectory_iterations", "")),
+            f"{row['inversion_tflop']:.3g}" if "inversion_tflop" in row else "",
+            f"{100 * real['top1']:.1f}", f"{100 * real['top1_drop']:.1f}",
+            f"{100 * real['agreement']:.1f} ({low:.1f} to {high:.1f})",
             f"{real['kl']:.4f} ± {row['standard_error_of_kl']:.4f}",
-            f"{row['inversion_tflop']:.0f}" if "inversion_tflop" in row else "",
+        )  # fmt: skip
+    return shown
+
+
+def difference_table(results: dict[str, Any]) -> Table:
+    shown = Table("bits", "updates", "source", "less", "KL", "agreement, points", title="Paired, ± standard error")
+    for row in results["differences"]:
+        shown.add_row(
+            row["bits"], str(row["updates"]), *row["sources"],
+            f"{row['kl']:+.4f} ± {row['standard_error_of_kl']:.4f}",
+            f"{100 * row['agreement']:+.1f} ± {100 * row['standard_error_of_agreement']:.1f}",
         )  # fmt: skip
     return shown
 

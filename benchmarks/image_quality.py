@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from recording import RECORDS, add_teacher_arguments, write_record
 from timm.models.vision_transformer import VisionTransformer
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from calib.gptq import DAMPING, block_linears, round_model
@@ -73,16 +73,19 @@ class Exam:
         pictures, labels = zip(*val_data, strict=True)
         return cls(list(pictures), torch.cat(labels), logits(teacher.model, list(pictures)))
 
-    def judge(self, model: VisionTransformer) -> tuple[dict[str, Any], Tensor]:
-        """The comparison with the teacher, and the KL of each picture [M], nats."""
-        ours = logits(model, self.pictures)
+    def judge(self, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+        """The comparison of `model` with the teacher, and the KL of each picture [M], nats."""
+        return self.compare(logits(model, self.pictures))
+
+    def compare(self, ours: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """As `judge`, of logits [M, classes]."""
         q, p = (each.double().log_softmax(-1) for each in (ours, self.teacher_logits))
         divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1)
         return compare(self.teacher_logits.numpy(), ours.numpy(), self.labels.numpy()).to_dict(), divergence
 
 
 @torch.inference_mode()
-def logits(model: VisionTransformer, pictures: list[Tensor]) -> Tensor:
+def logits(model: nn.Module, pictures: list[Tensor]) -> Tensor:
     return torch.cat([model(batch) for batch in pictures])
 
 
@@ -116,11 +119,7 @@ def main() -> None:
         "rows": rows,
         "differences": differences(divergences),
     }
-    name = f"image_quality_{args.teacher}"
-    if args.json is None:
-        write_record(name, results)
-    else:
-        write_record(name, results, args.json.parent).replace(args.json)
+    save(f"image_quality_{args.teacher}", results, args.json)
 
 
 def arguments() -> argparse.Namespace:
@@ -143,15 +142,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--damping", type=float, default=DAMPING, help="share of the Hessian's mean diagonal")
     parser.add_argument("--seed", type=int, default=0, help="of noise and leaves")
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help=f"the record's file, else a dated one in {RECORDS.name}/"
-    )
+    add_json_argument(parser)
     args = parser.parse_args()
     for option, least in (("mosaics", 1), ("noise", 0), ("leaves", 0), ("real", 0), ("limit", 2), ("draws", 1)):
         value = getattr(args, option)
         if value is not None and value < least:
             parser.error(f"--{option} must be at least {least}, not {value}")
     return args
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help=f"the record's file, else a dated one in {RECORDS.name}/"
+    )
+
+
+def save(name: str, results: dict[str, Any], path: Path | None) -> None:
+    """A record at `path`, or among the others where that is None."""
+    if path is None:
+        write_record(name, results)
+    else:
+        write_record(name, results, path.parent).replace(path)
 
 
 def open_pictures(args: argparse.Namespace, spec: InputSpec) -> ValData:
@@ -182,7 +193,16 @@ def some(data: ValData, rows: list[int]) -> ValData:
 
 
 def image_sets(folders: list[Path], teacher: Teacher, most: int | None) -> Iterator[ImageSet]:
-    """The first `most` mosaics of every folder; named by as little of the path as tells them apart."""
+    """The first `most` mosaics of every folder."""
+    for name, images in load_sets(folders, teacher, most):
+        views = make_views(images, "mosaic", teacher.device)
+        about = {"images": len(images), "mosaics": len(views), "recipe": recipe(images)}
+        about["confidence_by_stage"] = confidence_by_stage(teacher, images)
+        yield ImageSet(name, views, about)
+
+
+def load_sets(folders: list[Path], teacher: Teacher, most: int | None) -> Iterator[tuple[str, SparseImages]]:
+    """The images of every folder's first `most` trajectories, named by as little of the path as tells them apart."""
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("--images names a folder twice: give each once.")
     common = os.path.commonpath([folder.resolve().parent for folder in folders]) if folders else ""
@@ -190,11 +210,8 @@ def image_sets(folders: list[Path], teacher: Teacher, most: int | None) -> Itera
         images = load_images(folder)
         if images.metadata.get("teacher_sha256") != teacher.sha256:
             raise InputError(f"{str(folder)!r} was made from another teacher than {teacher.name!r}: give its own.")
-        images = images[torch.isin(images.trajectory, images.trajectory.unique()[:most])]
-        views = make_views(images, "mosaic", teacher.device)
-        about = {"images": len(images), "mosaics": len(views), "recipe": recipe(images)}
-        about["confidence_by_stage"] = confidence_by_stage(teacher, images)
-        yield ImageSet(os.path.relpath(folder.resolve(), common), views, about)
+        chosen = torch.isin(images.trajectory, images.trajectory.unique()[:most])
+        yield os.path.relpath(folder.resolve(), common), images[chosen]
 
 
 def recipe(images: SparseImages) -> dict[str, str]:
@@ -251,6 +268,11 @@ def measure(
     return row, torch.stack(divergences)
 
 
+def standard_error(values: Tensor) -> float:
+    """Of the mean of `values` [M]."""
+    return float(values.std()) / math.sqrt(len(values))
+
+
 def line(row: dict[str, Any]) -> str:
     low, high = (100 * bound for bound in row["agreement_interval"])
     parts = [
@@ -274,7 +296,7 @@ def differences(divergences: dict[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
     for (one, first), (other, second) in itertools.combinations(divergences.items(), 2):
         difference = first.mean(0) - second.mean(0)
-        of_pictures = float(difference.std()) / math.sqrt(len(difference))
+        of_pictures = standard_error(difference)
         of_draws = None
         if variance is not None:
             of_draws = math.sqrt(variance * sum(1 / len(each) for each in (first, second) if len(each) > 1))

@@ -148,7 +148,7 @@ class Build:
         self.engines = record["metrics"]["engines"]
 
     def validate(self) -> dict[str, Any]:
-        limits = self.recipe.validation.limits(self.scheme.weight_bits)
+        limits = self.recipe.validation.limits(self.scheme)
 
         def work() -> StageResult:
             _, held_out = split_held_out(load_images(self.folder / "images"), self.recipe.calibration.held_out)

@@ -334,3 +334,21 @@ def test_stages_by_themselves_work_together(
     out, err = capfd.readouterr()
     assert out.endswith("built, not executed\n")
     assert not err
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "said"),
+    [
+        ('scheme.layers={"blocks.9.*"="w8a8"}', 2, "no layer is called 'blocks.9.*'"),
+        ("scheme.attention=int4", 2, "attention 'int4' is not understood"),
+        ("rounding.method=adaround", 2, "unknown rounding method 'adaround'"),
+    ],
+)
+def test_a_scheme_that_cannot_be_is_refused_before_any_work(
+    override: str, code: int, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, and no run folder."""
+    folder = tmp_path / "run"
+    assert run(f"build --teacher digits_vit --bits w4a8 --out {folder} --set {shlex.quote(override)}") == code
+    assert said in capfd.readouterr().err
+    assert not folder.exists()

@@ -1,6 +1,7 @@
 """Recipes: presets, TOML, flags and overrides in their order; what is wrong is refused by its name."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -210,10 +211,11 @@ def test_a_recipe_of_impossible_bits_cannot_be_made() -> None:
 
 
 def test_limits_follow_the_bits_and_give_way() -> None:
-    """8-bit weights are held to tighter gates than 4-bit ones; a given limit, 0 too, replaces the default."""
-    limits = make_recipe(BASE, None, ["validation.max_kl=0"]).validation.limits(4)
-    assert limits["max_kl"] == 0.0
-    loose, tight = (make_recipe(BASE).validation.limits(bits) for bits in (4, 8))
-    assert tight["max_kl"] < loose["max_kl"]
-    assert tight["min_agreement"] > loose["min_agreement"]
-    assert tight["max_drop"] < loose["max_drop"]
+    """Fewer bits of weights, then of activations, have looser gates; a given limit, 0 too, replaces the default."""
+    given = make_recipe(BASE, None, ["validation.max_kl=0"]).validation.limits(QuantScheme.parse("w4a8"))
+    assert given["max_kl"] == 0.0
+    limits = [make_recipe(BASE).validation.limits(QuantScheme.parse(bits)) for bits in ("w8a8", "w4a8", "w4a4")]
+    for tight, loose in itertools.pairwise(limits):
+        assert tight["max_kl"] < loose["max_kl"]
+        assert tight["min_agreement"] > loose["min_agreement"]
+        assert tight["max_drop"] < loose["max_drop"]
