@@ -10,7 +10,9 @@ equal counts, and each row tells what its inversion cost, so that folders of equ
 adds, for each folder, a row with as many dead leaves beside it. Real pictures are the upper reference and the judge,
 never the same ones, and make nothing that is kept.
 
-Differences between two sources are paired by picture.
+Differences between two sources are paired by picture. A row of DeiT-Tiny and 24 mosaics without training, with 100
+pictures to judge, takes two minutes on one core; a trained one sets ranges and rounds again.
+The patches that SMI pruned are grey in what a quantizer sees.
 """
 
 from __future__ import annotations
@@ -25,8 +27,16 @@ from typing import Any
 
 import torch
 from image_quality import (
-    Exam, add_json_argument, load_sets, noise, open_pictures, recipe, save, split, standard_error,
-)  # fmt: skip
+    Exam,
+    add_json_argument,
+    load_sets,
+    noise,
+    open_pictures,
+    recipe,
+    save,
+    split,
+    standard_error,
+)
 from recording import add_teacher_arguments
 from rich.console import Console
 from rich.table import Table
@@ -108,7 +118,7 @@ def arguments() -> argparse.Namespace:
     args.bits = args.bits or ["w8a8", "w4a8"]
     for option, least in (("mosaics", 2), ("noise", 2), ("leaves", 2), ("real", 2), ("limit", 2), ("updates", 0)):
         value = getattr(args, option)
-        if value and value < least:
+        if value is not None and value < least and value != parser.get_default(option):
             parser.error(f"--{option} must be at least {least}, not {value}")
     if not (args.images or args.noise or args.leaves or args.real):
         parser.error("nothing to compare: give --images, --noise, --leaves or --real")
@@ -227,8 +237,12 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def difference_table(results: dict[str, Any]) -> Table:
+    """Every source less the last one, which is the real pictures where there are some; the record has all pairs."""
     shown = Table("bits", "updates", "source", "less", "KL", "agreement, points", title="Paired, ± standard error")
+    last = results["rows"][-1]["source"]
     for row in results["differences"]:
+        if row["sources"][1] != last:
+            continue
         shown.add_row(
             row["bits"], str(row["updates"]), *row["sources"],
             f"{row['kl']:+.4f} ± {row['standard_error_of_kl']:.4f}",
