@@ -12,7 +12,7 @@ never the same ones, and make nothing that is kept.
 
 Differences between two sources are paired by picture. A row of DeiT-Tiny and 24 mosaics without training, with 100
 pictures to judge, takes two minutes on one core; a trained one sets ranges and rounds again.
-The patches that SMI pruned are grey in what a quantizer sees.
+SMI's images are seen sparse, as they tile no mosaic.
 """
 
 from __future__ import annotations
@@ -173,9 +173,12 @@ def measure(
     teacher: Teacher, source: Source, bits: str, updates: int, args: argparse.Namespace, exam: Exam
 ) -> tuple[dict[str, Any], Answers]:
     """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
-    views = "mixed" if source.leaves else "mosaic"
+    # SMI's images tile no mosaic: as mosaics, most of each would be grey
+    views = "mixed" if source.leaves else "sparse" if source.images.metadata.get("method") == "smi" else "mosaic"
+    crops = views != "sparse"
     tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
-    training = Training(updates=updates, views=views, learning_rate=tuned.learning_rate, seed=args.seed)
+    rate = tuned.learning_rate
+    training = Training(updates=updates, views=views, crops=crops, learning_rate=rate, seed=args.seed)
     calibration = Calibration(method=args.ranges, views=views, leaves=source.leaves, seed=args.seed)
     found = quantize(teacher, source.images, QuantScheme.parse(bits), calibration, Rounding(views=views), training)
     with tempfile.TemporaryDirectory() as folder:
