@@ -75,7 +75,7 @@ def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
     ]
     minutes = sum(record["seconds"].values()) / 60
     about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
-    return rows, f"{about} Engine: {engine}."
+    return rows, " ".join([f"{about} Engine: {engine}.", *([record["note"]] if "note" in record else [])])
 
 
 def _percent(share: float) -> str:
