@@ -153,6 +153,46 @@ def quantize(
 
 
 @app.command()
+def sensitivity(
+    teacher: TeacherNeeded,
+    images: Annotated[Path, typer.Option(help="Folder of shards, made by `pipeline invert`.")],
+    bits: BitsNeeded,
+    out: Annotated[Path, typer.Option(help="Folder for table, plot and recipe.")],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Find the fewest bits within so many points of top-1, estimated on synthetic pictures."),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    val_data: ValData = None,
+    class_map: ClassMap = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """What each layer's bits cost, and a mixed scheme.
+
+    Weights are rounded to nearest, before GPTQ and training, and every answer that differs from the teacher's counts as
+    lost: the real drop after `pipeline build` is smaller than the estimate. Real pictures only judge what was found.
+    """
+    from pipeline.recipe import make_recipe
+
+    flags = {"teacher": teacher, "bits": bits, "val_data": _text(val_data), "class_map": _text(class_map)}
+    chosen = make_recipe({**flags, "checkpoint": _text(checkpoint)}, recipe, overrides or ())
+
+    from inversion.teacher import load_teacher
+    from pipeline import sensitivity as layers
+    from pipeline.display import Display
+    from pipeline.stages import real_pictures
+
+    display, loaded = Display(quiet), load_teacher(teacher, checkpoint)
+    pictures = real_pictures(chosen, loaded)
+    results = layers.sensitivity(loaded, images, chosen.quant_scheme(), max_drop, pictures, out, display)
+    display.table(layers.layers_table(results))
+    if results["mixed"]:
+        typer.echo(layers.mixed_sentence(results["mixed"]))
+
+
+@app.command()
 def export(
     teacher: TeacherNeeded,
     quantized: Annotated[Path, typer.Option(help="quantized.safetensors, made by `pipeline quantize`.")],

@@ -26,7 +26,7 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     found = load_images(images)
-    _same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
+    require_same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
     out.parent.mkdir(parents=True, exist_ok=True)
     with display.phases() as on_phase:
         quantized = quantize(teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase)
@@ -41,7 +41,7 @@ def export_folder(name: str, checkpoint: Path | None, quantized: Path, out: Path
     """`quantized.safetensors` in, ONNX files out."""
     weights = QuantizedWeights.load(quantized)
     teacher = load_teacher(name, checkpoint)
-    _same_teacher(teacher, weights.teacher_sha256, quantized)
+    require_same_teacher(teacher, weights.teacher_sha256, quantized)
     out.mkdir(parents=True, exist_ok=True)
     with display.steps("export", 3) as advance:
         export_files(teacher, weights, out, advance)
@@ -56,7 +56,7 @@ def validate_run(
     flags |= {key: value for key, value in (("val_data", val_data), ("class_map", class_map)) if value is not None}
     recipe = make_recipe(flags, None, overrides)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
-    _same_teacher(teacher, manifest["teacher"]["sha256"], folder)
+    require_same_teacher(teacher, manifest["teacher"]["sha256"], folder)
     with RunFolder(folder) as run:
         run.require_intact()
         work = Build(recipe, teacher, real_pictures(recipe, teacher), None, run, display)
@@ -69,6 +69,6 @@ def validate_run(
         return work.conclude()
 
 
-def _same_teacher(teacher: Teacher, sha256: str | None, path: Path) -> None:
+def require_same_teacher(teacher: Teacher, sha256: str | None, path: Path) -> None:
     if sha256 != teacher.sha256:
         raise InputError(f"{str(path)!r} was made from another teacher than {teacher.name!r}: give its own checkpoint.")

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from inversion.teacher import DIGITS_WEIGHTS
 from pipeline import cli, stages
 
-VERBS = ("build", "invert", "quantize", "export", "engine", "validate", "report", "gallery", "doctor", "bench")
+VERBS = ("build", "invert", "quantize", "sensitivity", "export", "engine", "validate", "report", "gallery",
+         "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
