@@ -40,8 +40,11 @@ def _picture(spec: InputSpec, generator: Generator) -> Tensor:
     """One picture [C, H, W], most of it in 0..1."""
     height, width = spec.size
     side = min(height, width)
-    light = 0.2 + 0.6 * torch.rand(spec.channels, 1, 1, generator=generator)
-    palette = 0.5 * torch.rand(COLOURS, spec.channels, 1, 1, generator=generator) + 0.5 * light
+    # light and shade of all channels together first, then each channel's own share
+    light = 0.25 + 0.5 * torch.rand(1, 1, 1, generator=generator)
+    light = light + 0.3 * (torch.rand(spec.channels, 1, 1, generator=generator) - 0.5)
+    palette = 1.1 * torch.rand(COLOURS, 1, 1, 1, generator=generator) - 0.05
+    palette = palette + 0.4 * (torch.rand(COLOURS, spec.channels, 1, 1, generator=generator) - 0.5)
     textures = [_pink_noise(spec, exponent, generator) for exponent in EXPONENTS]
     picture = light + 0.1 * textures[1]
     for draw in torch.rand(LEAVES, 11, generator=generator).tolist():
