@@ -12,7 +12,7 @@ never the same ones, and make nothing that is kept.
 
 Differences between two sources are paired by picture. A row of DeiT-Tiny and 24 mosaics without training, with 100
 pictures to judge, takes two minutes on one core; a trained one sets ranges and rounds again.
-SMI's images are seen sparse, as they tile no mosaic.
+SMI's images are seen sparse, as they tile no mosaic, and stand beside no leaves.
 """
 
 from __future__ import annotations
@@ -136,10 +136,15 @@ def find_sources(args: argparse.Namespace, teacher: Teacher, references: ValData
         mosaics = len(images.trajectory.unique())
         about = {"images": len(images), "mosaics": mosaics, **cost(teacher, images), "recipe": recipe(images)}
         yield Source(name, images, 0, about)
-        if args.mixed:
+        if args.mixed and told_method(images) != "smi":
             yield Source(f"{name} + leaves {mosaics}", images, mosaics, about)
     if args.real:
         yield dense_source(f"real {args.real}", torch.cat([pictures for pictures, _ in references]), teacher)
+
+
+def told_method(images: SparseImages) -> str | None:
+    """Of folders of shards; dense sources were inverted by none."""
+    return images.metadata.get("method")
 
 
 def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
@@ -174,7 +179,7 @@ def measure(
 ) -> tuple[dict[str, Any], Answers]:
     """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
     # SMI's images tile no mosaic: as mosaics, most of each would be grey
-    views = "mixed" if source.leaves else "sparse" if source.images.metadata.get("method") == "smi" else "mosaic"
+    views = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
     crops = views != "sparse"
     tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
     rate = tuned.learning_rate
