@@ -3,15 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 PIPELINE := $(VENV)/bin/pipeline
 
+# Named against, never imported: they install without TensorRT's libraries.
+TENSORRT := 10.16.1.11 11.4.0.106
+
 .PHONY: demo test lint install clean
 
 install: $(VENV)/.installed
 
 # Runs again only when what is to be installed changed.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "patch-rebirth needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	for version in $(TENSORRT); do \
+	  $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target $(VENV)/tensorrt/$${version%%.*} tensorrt-cu13-bindings==$$version \
+	    || echo "TensorRT's bindings $$version are not to be had here: the check of names against them is skipped"; \
+	done
 	touch $@
 
 demo: install

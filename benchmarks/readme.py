@@ -71,11 +71,20 @@ def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
         ),
         ("KL to the teacher", "", f"{real['kl']:.4f}"),
         ("ONNX file, MB", *(f"{runtime[key]['bytes'] / 1e6:.2f}" for key in ("float", "quantized"))),
-        ("ONNX Runtime latency, batch 1, FP32 = 1", "1.00", f"{runtime['latency_ratio']:.2f}"),
+        *(
+            (f"ONNX Runtime latency, batch {row['batch']}, FP32 = 1", "1.00", f"{row['ratio']:.2f}")
+            for row in runtime["latency"]
+        ),
+        ("linears on integer kernels, ONNX Runtime", "", _of(runtime["kernels"]["linears"])),
+        *((f"the same, {e['backend']} {e['arch']}", "", _of(e["kernels"]["linears"])) for e in engines),
     ]
     minutes = sum(record["seconds"].values()) / 60
     about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
     return rows, " ".join([f"{about} Engine: {engine}.", *([record["note"]] if "note" in record else [])])
+
+
+def _of(counts: dict[str, int]) -> str:
+    return f"{counts['integer']} of {counts['all']}"
 
 
 def _percent(share: float) -> str:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from export.files import require_own_data
+from export.kernels import engine_kernels
+from export.profile import BATCHES, require_batches
 from inversion.errors import InputError, MachineError
 from inversion.publish import publish
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 COMMAND = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
-BATCHES = (1, 8, 32)  # smallest, the one to optimise for, largest
 MAJOR, MINOR = 75, 76  # cuDeviceGetAttribute: compute capability
 
 
@@ -40,7 +42,11 @@ class TensorSpec:
 class EngineSpec:
     """What a serialized engine is; the sidecar `<engine>.json` holds the same.
 
-    `executed` tells whether this engine ever ran: building does not run it. `trtexec` times it on its GPU.
+    - `onnx_sha256`  of the graph that it was built from, `sha256` of the engine itself
+    - `kernels`      which products are on integers, read from the builder's log: `export.kernels.Coverage` as JSON
+    - `timing_cache` name and sha256 of the file with the builder's timings, where a GPU made some
+    - `build_command`, `time_command`  lines that build the same engine elsewhere, and time it on its GPU
+    - `executed`     whether this engine ever ran: building does not run it
     """
 
     backend: str
@@ -53,7 +59,10 @@ class EngineSpec:
     sha256: str
     bytes: int
     build_seconds: float
-    trtexec: str
+    kernels: dict[str, Any]
+    build_command: str
+    time_command: str
+    timing_cache: dict[str, str] | None = None
     executed: bool = False
 
 
@@ -62,23 +71,29 @@ def build_engine(
     out_path: Path,
     arch: str,
     backend: str | None = None,
+    batches: Sequence[int] = BATCHES,
     progress: Callable[[str], None] | None = None,
 ) -> EngineSpec:
     """Build the engine of a Q/DQ graph for the GPU architecture `arch` ("sm89") and write it with its sidecar.
 
-    `tensorrt_rtx` builds ahead of time, with no GPU; `tensorrt` builds for this machine's GPU only. `progress` is
-    told what is being done. Raises `InputError` for a file, architecture or operator that cannot be used,
-    `MachineError` where no backend is installed.
+    The graph is taken as it is: `export.engine_graph` makes one that TensorRT runs best. `tensorrt_rtx` builds ahead
+    of time, with no GPU; `tensorrt` builds for this machine's GPU only. `batches` are the smallest, the optimal and
+    the largest batch of the profile. `progress` is told what is being done. Raises `InputError` for a file,
+    architecture or operator that cannot be used, `MachineError` where no backend is installed.
     """
     onnx_path, out_path = Path(onnx_path), Path(out_path)
-    if not onnx_path.is_file():
-        raise InputError(f"{str(onnx_path)!r} does not exist: give an ONNX file, as `pipeline export` writes it.")
+    require_own_data(onnx_path)
+    require_batches(batches)
     name = _select(backend, (arch,))
     trt = importlib.import_module(name)
     started = time.perf_counter()
-    network, serialized = _serialize(trt, onnx_path, arch, progress or (lambda _: None))
-    inputs = tuple(_tensor_spec(trt, network.get_input(index)) for index in range(network.num_inputs))
-    outputs = tuple(_tensor_spec(trt, network.get_output(index)) for index in range(network.num_outputs))
+    cache = out_path.with_name(f"timing.{name}.{arch}.cache") if name == "tensorrt" else None
+    network, serialized = _serialize(trt, onnx_path, arch, batches, cache, progress or (lambda _: None))
+    seconds = time.perf_counter() - started
+    inputs = tuple(_tensor_spec(trt, network.get_input(index), batches) for index in range(network.num_inputs))
+    outputs = tuple(_tensor_spec(trt, network.get_output(index), batches) for index in range(network.num_outputs))
+    runtime = f"{name} {trt.__version__} {arch}"
+    kernels = engine_kernels(onnx_path, logger(trt).layers(), runtime, "the builder's verbose log")
     spec = EngineSpec(
         backend=name,
         version=trt.__version__,
@@ -89,8 +104,11 @@ def build_engine(
         onnx_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
         sha256=hashlib.sha256(serialized).hexdigest(),
         bytes=len(serialized),
-        build_seconds=round(time.perf_counter() - started, 3),
-        trtexec=_trtexec(name, out_path, inputs),
+        build_seconds=round(seconds, 3),
+        kernels=kernels.to_dict(),
+        build_command=_build_command(name, arch, onnx_path, out_path, inputs),
+        time_command=_command(name, [f"--loadEngine={out_path.name}", *_shapes("shapes", "opt", inputs)]),
+        timing_cache=_describe_file(cache) if cache and cache.exists() else None,
     )
     publish(out_path, serialized)
     publish(sidecar(out_path), (json.dumps(asdict(spec), indent=2) + "\n").encode())
@@ -104,7 +122,15 @@ def sidecar(engine_path: Path) -> Path:
 
 def available_backend() -> str | None:
     """The backend that an engine is built with by default, or None where neither is installed."""
-    return next((name for name in BACKENDS if _import(name)), None)
+    return next((name for name in BACKENDS if available(name)), None)
+
+
+def available(name: str) -> ModuleType | None:
+    """The module of a backend, or None where it or a library of it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError):  # OSError: the package is there, a library it loads is not
+        return None
 
 
 def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
@@ -120,7 +146,7 @@ def known_archs(trt: ModuleType) -> tuple[str, ...]:
     if hasattr(trt, "ComputeCapability"):
         names = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
         return tuple(sorted(names, key=lambda name: int(name[2:])))
-    local = _local_arch()
+    local = local_arch()
     return (local,) if local else ()
 
 
@@ -128,20 +154,13 @@ def _select(backend: str | None, archs: Sequence[str]) -> str:
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: take {' or '.join(BACKENDS)}.")
     name = backend or available_backend()
-    trt = _import(name) if name else None
+    trt = available(name) if name else None
     if name is None or trt is None:
         missing = f"the backend {backend!r} is not" if backend else f"neither {' nor '.join(BACKENDS)} is"
         raise MachineError(f"{missing} installed: install its package, and look at `pipeline doctor`.")
     for arch in archs:
         _require_arch(trt, name, arch)
     return name
-
-
-def _import(name: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError):  # OSError: the package is there, a library it loads is not
-        return None
 
 
 def _require_arch(trt: ModuleType, backend: str, arch: str) -> None:
@@ -152,7 +171,7 @@ def _require_arch(trt: ModuleType, backend: str, arch: str) -> None:
         raise InputError(f"unknown architecture {arch!r}: {backend} {trt.__version__} builds for {', '.join(known)}.")
 
 
-def _local_arch() -> str | None:
+def local_arch() -> str | None:
     """Architecture of the first GPU, asked from the driver, or None without one."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -166,7 +185,7 @@ def _local_arch() -> str | None:
 
 
 @functools.cache
-def _logger(trt: ModuleType) -> Any:
+def logger(trt: ModuleType) -> Any:
     """One logger a process, since TensorRT keeps the first it is given."""
 
     class Collector(trt.ILogger):  # type: ignore[name-defined] # known at run time only
@@ -176,6 +195,11 @@ def _logger(trt: ModuleType) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             self.messages.append((severity, message))
+
+        def layers(self) -> str:
+            """What the builder told of the engine's layers, a line each."""
+            lines = (line for _, text in self.messages for line in text.splitlines())
+            return "\n".join(line for line in lines if "LayerType: " in line)
 
         def complaint(self) -> str:
             errors = [text for severity, text in self.messages if severity <= trt.ILogger.ERROR]
@@ -189,22 +213,40 @@ def _network_flags(trt: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _serialize(trt: ModuleType, onnx_path: Path, arch: str, say: Callable[[str], None]) -> tuple[Any, bytes]:
-    """The parsed network and its engine."""
-    logger = _logger(trt)
-    logger.messages.clear()
-    builder = trt.Builder(logger)
+def _serialize(
+    trt: ModuleType,
+    onnx_path: Path,
+    arch: str,
+    batches: Sequence[int],
+    cache: Path | None,
+    say: Callable[[str], None],
+) -> tuple[Any, bytes]:
+    """The parsed network and its engine; the builder's timings are read from `cache` and kept there."""
+    collector = logger(trt)
+    collector.messages.clear()
+    builder = trt.Builder(collector)
     network = builder.create_network(_network_flags(trt))
     say(f"reading {onnx_path.name}")
-    _parse(trt, trt.OnnxParser(network, logger), network, onnx_path)
+    _parse(trt, trt.OnnxParser(network, collector), network, onnx_path)
     config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names the layers, in the log and to an inspector
     _set_arch(trt, config, arch)
-    _add_profile(builder, config, network)
+    _add_profile(builder, config, network, batches)
+    if cache:
+        _use_timings(config, cache)
     say(f"building for {arch} with {trt.__name__} {trt.__version__}")
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise InputError(f"{trt.__name__} cannot build {str(onnx_path)!r} for {arch}: {logger.complaint()}.")
+        raise InputError(f"{trt.__name__} cannot build {str(onnx_path)!r} for {arch}: {collector.complaint()}.")
+    if cache:
+        publish(cache, bytes(config.get_timing_cache().serialize()))
     return network, bytes(serialized)
+
+
+def _use_timings(config: Any, cache: Path) -> None:
+    """Let the builder start from the timings of earlier builds; it ignores those of another GPU or version."""
+    timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+    config.set_timing_cache(timings, ignore_mismatch=False)
 
 
 def _parse(trt: ModuleType, parser: Any, network: Any, path: Path) -> None:
@@ -232,7 +274,7 @@ def _set_arch(trt: ModuleType, config: Any, arch: str) -> None:
         config.set_compute_capability(trt.ComputeCapability.__members__[arch.upper()], 0)
 
 
-def _add_profile(builder: Any, config: Any, network: Any) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, batches: Sequence[int]) -> None:
     """Give a dynamic batch its profile; fixed shapes need none."""
     profile = builder.create_optimization_profile()
     dynamic = False
@@ -242,18 +284,35 @@ def _add_profile(builder: Any, config: Any, network: Any) -> None:
         if any(size < 0 for size in shape[1:]):
             raise InputError(f"input {tensor.name!r} has the shape {shape}: only its first size, the batch, may vary.")
         if shape and shape[0] < 0:
-            profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in BATCHES))
+            profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in batches))
             dynamic = True
     if dynamic:
         config.add_optimization_profile(profile)
 
 
-def _tensor_spec(trt: ModuleType, tensor: Any) -> TensorSpec:
+def _tensor_spec(trt: ModuleType, tensor: Any, batches: Sequence[int]) -> TensorSpec:
     shape = tuple(tensor.shape)
-    low, opt, high = ((batch, *shape[1:]) if shape and shape[0] < 0 else shape for batch in BATCHES)
+    low, opt, high = ((batch, *shape[1:]) if shape and shape[0] < 0 else shape for batch in batches)
     return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, low, opt, high)
 
 
-def _trtexec(backend: str, engine: Path, inputs: tuple[TensorSpec, ...]) -> str:
-    shapes = ",".join(f"{spec.name}:{'x'.join(map(str, spec.opt))}" for spec in inputs if spec.min != spec.max)
-    return f"{COMMAND[backend]} --loadEngine={engine.name}{f' --shapes={shapes}' if shapes else ''}"
+def _build_command(backend: str, arch: str, onnx_path: Path, engine: Path, inputs: tuple[TensorSpec, ...]) -> str:
+    """For the machine with the GPU, or, of tensorrt_rtx, for any; it is typed by the graph alone, as here."""
+    typed = ["--stronglyTyped"] if backend == "tensorrt" else [f"--computeCapabilities={arch[2:]}"]
+    shapes = [part for which in ("min", "opt", "max") for part in _shapes(f"{which}Shapes", which, inputs)]
+    saved = [f"--saveEngine={engine.name}", "--skipInference"]
+    return _command(backend, [f"--onnx={onnx_path.name}", *typed, *shapes, *saved])
+
+
+def _shapes(flag: str, which: str, inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """One flag with the shapes of all inputs whose batch may vary, or none."""
+    found = [f"{spec.name}:{'x'.join(map(str, getattr(spec, which)))}" for spec in inputs if spec.min != spec.max]
+    return [f"--{flag}={','.join(found)}"] if found else []
+
+
+def _command(backend: str, flags: list[str]) -> str:
+    return " ".join([COMMAND[backend], *flags])
+
+
+def _describe_file(path: Path) -> dict[str, str]:
+    return {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

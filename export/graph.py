@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # protobuf ships no types
 from onnx import numpy_helper
 from torch import nn
 
 from calib.scheme import integer_range
+from export.files import read_onnx, write_onnx
 from export.naming import tidy
+from export.pixels import FromPixels, to_pixels
 from export.qdq import plain_attention
 from inversion.errors import InputError
-from inversion.publish import publish
 from inversion.teacher import InputSpec
 
 OPSET = 21  # the first with INT4 tensors
@@ -28,20 +28,25 @@ MAX_BYTES = 2**31 - 1  # of one protobuf message
 INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
 
 
-def export_quantized(module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str]) -> None:
+def export_quantized(
+    module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool = False
+) -> None:
     """Write `module`, made by `export.qdq.qdq_module`, as a Q/DQ graph whose weights are INT8 initializers.
 
-    `input` is float32 [batch, C, H, W], normalised; `logits` is float32 [batch, num_classes]. `metadata` becomes
-    the file's metadata_props. Raises `InputError` for a model of more than 2 GB.
+    `input` is float32 [batch, C, H, W], normalised, or with `uint8_input` uint8 [batch, H, W, C], pixels 0 to 255;
+    `logits` is float32 [batch, num_classes]. `metadata` becomes the file's metadata_props. Raises `InputError` for a
+    model of more than 2 GB.
     """
-    _export(module, spec, Path(path), metadata)
+    _export(module, spec, Path(path), metadata, uint8_input)
 
 
-def export_float(model: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str]) -> None:
+def export_float(
+    model: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool = False
+) -> None:
     """Write the float teacher, with the same inputs, outputs and errors as `export_quantized`."""
     module = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     plain_attention(module)
-    _export(module, spec, Path(path), metadata)
+    _export(module, spec, Path(path), metadata, uint8_input)
 
 
 def write_int4(int8_path: Path, int4_path: Path, layers: Collection[str]) -> None:
@@ -61,7 +66,7 @@ def write_int4(int8_path: Path, int4_path: Path, layers: Collection[str]) -> Non
             raise InputError(f"{name!r} does not fit 4 bits, [{low}, {high}]: pack layers of 4 bits or fewer only.")
         tensor.CopyFrom(numpy_helper.from_array(integers.astype(INT4), name))
     _forget_int8(model.graph, wanted)
-    _write(model, Path(int4_path))
+    write_onnx(model, Path(int4_path))
 
 
 def integer_weights(path: Path) -> dict[str, tuple[int, int]]:
@@ -81,17 +86,6 @@ def integer_weights(path: Path) -> dict[str, tuple[int, int]]:
     return ranges
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model in `path`; `InputError` for what is not a whole ONNX file."""
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.") from error
-    if not model.graph.node:
-        raise InputError(f"{str(path)!r} holds no ONNX graph: make one with `pipeline export`.")
-    return model
-
-
 def _forget_int8(graph: onnx.GraphProto, names: set[str]) -> None:
     """Drop what still says that `names` are INT8: their types, and their zero points, which are optional and zero."""
     for node in graph.node:
@@ -106,12 +100,14 @@ def _forget_int8(graph: onnx.GraphProto, names: set[str]) -> None:
         field.extend(kept)
 
 
-def _export(module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str]) -> None:
+def _export(module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool) -> None:
     size = sum(value.nbytes for value in module.state_dict().values())
     if size > MAX_BYTES:
         raise InputError(f"the model has {size / 1e9:.1f} GB of weights, an ONNX file holds 2: take a smaller teacher.")
     # a batch of one would be taken for a constant
     example = torch.zeros(2, spec.channels, *spec.size)
+    if uint8_input:
+        module, example = FromPixels(module, spec), to_pixels(example, spec)
     with warnings.catch_warnings(action="ignore"):  # about the exporter's own versions and deprecations
         program = torch.onnx.export(
             module,
@@ -127,7 +123,7 @@ def _export(module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, 
     tidy(program.model, OPSET)
     _add_zero_points(program.model.graph)
     program.model.metadata_props.update(sorted(metadata.items()))
-    _write(ir.to_proto(program.model), path)
+    write_onnx(ir.to_proto(program.model), path)
 
 
 def _add_zero_points(graph: ir.Graph) -> None:
@@ -146,8 +142,3 @@ def _add_zero_points(graph: ir.Graph) -> None:
             graph.register_initializer(zero_point)
             node.resize_inputs(3)
             node.replace_input_with(2, zero_point)
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    publish(path, model.SerializeToString(deterministic=True))

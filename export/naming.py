@@ -43,13 +43,15 @@ def _is_scalar(value: ir.Value | None) -> bool:
 
 
 def _scope(node: ir.Node) -> str:
-    """Dotted name of the module that the node's operation was called in; the model itself is `vit`."""
+    """Dotted name of the module that the node's operation was called in; the model itself is `vit`, wrapped or not."""
     path = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     scope = path[-2] if len(path) > 1 else ""
-    return scope if scope and not scope.startswith("_") else ROOT
+    return scope.removeprefix(f"{ROOT}.") if scope and not scope.startswith("_") else ROOT
 
 
 def _name_constants(graph: ir.Graph, scopes: dict[ir.Node, str], opset: int) -> None:
+    for constant in tuple(graph.initializers.values()):
+        constant.name = str(constant.name).removeprefix(f"{ROOT}.")
     taken = Counter(name for name in graph.initializers if not _is_anonymous(name))
     done: set[ir.Value] = set()
     for node in graph:

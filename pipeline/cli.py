@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from export.profile import PRECISION, require_batches, require_precision
 from inversion.errors import InputError, PatchRebirthError
 
 DEBUG = "--debug"
@@ -43,6 +44,7 @@ ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a
 Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
 Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
+Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
@@ -57,6 +59,7 @@ def build(
     val_data: ValData = None,
     class_map: ClassMap = None,
     arch: Arch = None,
+    uint8_input: Uint8Input = None,
     seed: Seed = None,
     junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
     device: Device = "auto",
@@ -72,6 +75,8 @@ def build(
     }  # fmt: skip
     if arch is not None:
         flags["engine"] = {"arch": parse_archs(arch)}
+    if uint8_input:
+        flags["export"] = {"uint8_input": True}
     chosen = make_recipe(flags, recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
     if junit:
@@ -198,13 +203,15 @@ def export(
     quantized: Annotated[Path, typer.Option(help="quantized.safetensors, made by `pipeline quantize`.")],
     out: Annotated[Path, typer.Option(help="Folder for the ONNX files.")],
     checkpoint: Checkpoint = None,
+    class_map: ClassMap = None,
+    uint8_input: Uint8Input = None,
     quiet: Quiet = False,
 ) -> None:
     """Quantized weights in, ONNX files out."""
     from pipeline.display import Display
     from pipeline.single import export_folder
 
-    export_folder(teacher, checkpoint, quantized, out, Display(quiet))
+    export_folder(teacher, checkpoint, quantized, out, class_map, bool(uint8_input), Display(quiet))
 
 
 @app.command()
@@ -213,42 +220,74 @@ def engine(
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
     arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
+    precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32 beside the integers.")] = PRECISION,
+    batch: Annotated[str, typer.Option(help="Smallest, optimal and largest batch.")] = "1,8,32",
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
-    from export.engine import build_engine, choose_backend
+    from export.engine import choose_backend
+    from export.engines import build_engines
+    from export.kernels import sentences
 
-    archs = parse_archs(arch)
+    archs, batches = parse_archs(arch), _parse_batches(batch)
+    require_precision(precision)
     chosen = choose_backend(backend, archs)
     if chosen is None:
         raise InputError(f"--arch {arch} names no architecture: write sm86,sm89 or the like.")
     out.mkdir(parents=True, exist_ok=True)
-    for one in archs:
-        path = out / f"engine.{chosen}.{one}.plan"
-        spec = build_engine(model, path, one, chosen)
+    for path, spec in build_engines(model, out, archs, chosen, precision, batches):
         typer.echo(f"{path}: {spec.bytes / 1e6:.1f} MB in {spec.build_seconds:.1f} s, built, not executed")
+        for line in sentences(spec.kernels):
+            typer.echo(f"  {line}")
+        typer.echo(f"  elsewhere: {spec.build_command}")
 
 
 @app.command()
 def validate(
-    target: Annotated[Path, typer.Argument(help="A run folder.")],
+    target: Annotated[Path, typer.Argument(help="A run folder, or a model.onnx.")],
+    teacher: Teacher = None,
+    checkpoint: Checkpoint = None,
+    bits: Bits = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="The gates as JUnit XML; a run folder has its own too.")] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a run again, on other pictures or with other gates.
+    """Judge a run again, or an ONNX file against its teacher.
 
-    The exit code is 1 when a gate fails.
+    On other pictures, with other gates; the exit code is 1 when a gate fails. --bits chooses the default gates of an
+    ONNX file, w8a8 where it is left out.
     """
-    from pipeline.runfolder import load_manifest
+    for path, flag in ((json, "--json"), (junit, "--junit")):
+        if path:
+            _require_place(path, flag)
+    if target.is_file() and teacher is None:
+        raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
+    if not target.is_file():
+        from pipeline.runfolder import load_manifest
 
-    load_manifest(target)
+        load_manifest(target)
+        if teacher or checkpoint or bits:
+            raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
     from pipeline.display import Display
-    from pipeline.single import validate_run
+    from pipeline.report import write_junit
+    from pipeline.single import validate_file, validate_run
 
     display = Display(quiet)
-    manifest = validate_run(target, _text(val_data), _text(class_map), overrides or (), display)
+    if target.is_file():
+        from pipeline.recipe import make_recipe
+
+        flags = {"teacher": teacher, "checkpoint": _text(checkpoint), "bits": bits or "w8a8"}
+        flags |= {"val_data": _text(val_data), "class_map": _text(class_map)}
+        manifest = validate_file(make_recipe(flags, None, overrides or ()), target, display)
+    else:
+        manifest = validate_run(target, _text(val_data), _text(class_map), overrides or (), display)
+    if json:
+        json.write_text(dumps(manifest["validation"], indent=2) + "\n")
+    if junit:
+        write_junit(manifest, junit)
     display.results(manifest)
     raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
 
@@ -332,6 +371,16 @@ def doctor() -> None:
 def parse_archs(text: str) -> tuple[str, ...]:
     """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
     return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _parse_batches(text: str) -> tuple[int, ...]:
+    """`1,8,32` -> (1, 8, 32)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--batch {text!r} is no profile: give smallest, optimal and largest, as in 1,8,32.")
+    batches = tuple(map(int, parts))
+    require_batches(batches)
+    return batches
 
 
 def main() -> None:

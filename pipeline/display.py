@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from export.kernels import sentences
+
 Advance = Callable[[int, str], None]
 """Called with (steps done, a short remark such as the loss)."""
 OnPhase = Callable[[str, int, int, float], None]
@@ -88,6 +90,9 @@ class Display:
         for engine in validation["runtimes"]["tensorrt"] or []:
             status = "executed" if engine["executed"] else "built, not executed"
             self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
+        for runtime in (validation["runtimes"]["onnxruntime"], *(validation["runtimes"]["tensorrt"] or [])):
+            for line in sentences(runtime["kernels"]):
+                self._line(line)
 
     def table(self, table: Table) -> None:
         """A table that is too wide for the terminal is cut by it."""
@@ -108,7 +113,10 @@ def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
     measures += _fidelity(synthetic, "synthetic")
     models = runtime["float"], runtime["quantized"]
     measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
-    measures.append(("latency, ms a picture", *(f"{model['median_ms']:.2f}" for model in models)))
+    measures.append(("peak memory, MB", *(f"{model['peak_bytes'] / 1e6:.0f}" for model in models)))
+    for row in runtime["latency"]:
+        times = (f"{row[name]['median_ms']:.2f} ({row[name]['p95_ms']:.2f})" for name in ("float", "quantized"))
+        measures.append((f"latency (p95), ms, batch {row['batch']}", *times))
     names = "", "FP32 ONNX", f"{manifest['recipe']['bits']} ONNX"
     return [dict(zip(names, measure, strict=True)) for measure in measures]
 

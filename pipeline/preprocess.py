@@ -47,14 +47,34 @@ def transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
     return apply
 
 
-def preprocess_steps(spec: InputSpec) -> dict[str, Any]:
+def preprocess_steps(spec: InputSpec, uint8_input: bool = False) -> dict[str, Any]:
     """What `preprocess.json` holds: the steps of `transform`, in order, for a program without Python.
 
-    Raises `InputError` as `transform` does.
+    With `uint8_input` the model itself scales and normalises. Raises `InputError` as `transform` does.
     """
     mode = colour_mode(spec)
     height, width = spec.size
     shorter = math.floor(height / spec.crop)
+    normalised = {
+        "scale": {"divide_by": 255.0, "rule": "pixels 0..255 become 0..1"},
+        "normalise": {"mean": list(spec.mean), "std": list(spec.std), "rule": "(pixel - mean) / std, per channel"},
+        "tensor": {
+            "name": "input",
+            "layout": "NCHW",
+            "dtype": "float32",
+            "shape": ["batch", spec.channels, height, width],
+            "rule": "pictures one after another, of each all rows of the first channel, then of the next",
+        },
+    }
+    as_bytes = {
+        "tensor": {
+            "name": "input",
+            "layout": "NHWC",
+            "dtype": "uint8",
+            "shape": ["batch", height, width, spec.channels],
+            "rule": "pictures one after another, row by row, the channels of a pixel together; pixels 0..255",
+        },
+    }
     return {
         "format": FORMAT,
         "colour": {"mode": mode, "bits": 8, "rule": COLOUR_WORDS[mode], "exif_orientation": "ignored"},
@@ -73,15 +93,7 @@ def preprocess_steps(spec: InputSpec) -> dict[str, Any]:
             "rule": "centred: top = round((resized height - height) / 2), left = round((resized width - width) / 2), "
             "a half rounded to the even number",
         },
-        "scale": {"divide_by": 255.0, "rule": "pixels 0..255 become 0..1"},
-        "normalise": {"mean": list(spec.mean), "std": list(spec.std), "rule": "(pixel - mean) / std, per channel"},
-        "tensor": {
-            "name": "input",
-            "layout": "NCHW",
-            "dtype": "float32",
-            "shape": ["batch", spec.channels, height, width],
-            "rule": "pictures one after another, of each all rows of the first channel, then of the next",
-        },
+        **(as_bytes if uint8_input else normalised),
     }
 
 

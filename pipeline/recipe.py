@@ -12,6 +12,7 @@ from typing import Any
 
 from calib.scheme import QuantScheme
 from calib.settings import Calibration, Rounding, Training
+from export.profile import BATCHES, PRECISION, require_batches, require_precision
 from inversion.errors import InputError
 from inversion.settings import Inversion
 
@@ -60,12 +61,26 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class Export:
+    """`uint8_input`: the models take resized pictures as bytes [batch, H, W, C], and normalise them themselves."""
+
+    uint8_input: bool = False
+
+
+@dataclass(frozen=True)
 class Engine:
     """`arch`: compute capabilities to build for, as in sm89; `backend`: tensorrt or tensorrt_rtx,
-    by default the first that is installed."""
+    by default the first that is installed; `precision`: float16, bfloat16 or float32 beside the integers; `batch`: the
+    smallest, the optimal and the largest."""
 
     arch: tuple[str, ...] = ("sm89",)
     backend: str | None = None
+    precision: str = PRECISION
+    batch: tuple[int, ...] = BATCHES
+
+    def __post_init__(self) -> None:
+        require_precision(self.precision)
+        require_batches(self.batch)
 
 
 @dataclass(frozen=True)
@@ -73,14 +88,20 @@ class Validation:
     """Gates. A limit left at None is the default for the scheme's bits, see `limits`.
 
     `max_kl` bounds KL(teacher || ONNX) in nats on held-out synthetic images; `min_agreement` (share) and `max_drop`
-    (points of top-1) bound what real pictures show where there are some.
+    (points of top-1) bound what real pictures show where there are some. `min_integer_coverage` is the least share of
+    quantized products that a runtime must compute with integers. `max_latency_ratio`, to the float model at batches 1
+    and 8, is no gate unless it is given: a busy machine misses it. `provider` is ONNX Runtime's: cpu, cuda, tensorrt or
+    tensorrt_rtx.
     """
 
     max_kl: float | None = None
     min_agreement: float | None = None
     max_drop: float | None = None
+    min_integer_coverage: float = 1.0
+    max_latency_ratio: float | None = None
+    provider: str = "cpu"
 
-    def limits(self, scheme: QuantScheme) -> dict[str, float]:
+    def limits(self, scheme: QuantScheme) -> dict[str, float | None]:
         """A little worse than what the records say of DeiT-Tiny; with activations below 8 bits, far worse than w4a8."""
         if scheme.activation_bits < 8:
             defaults = (2.0, 0.5, 20.0)
@@ -88,7 +109,9 @@ class Validation:
             defaults = (0.1, 0.95, 2.0) if scheme.weight_bits >= 8 else (0.3, 0.8, 6.0)
         given = (self.max_kl, self.min_agreement, self.max_drop)
         names = ("max_kl", "min_agreement", "max_drop")
-        return {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}
+        chosen = {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}
+        others = {"min_integer_coverage": self.min_integer_coverage, "max_latency_ratio": self.max_latency_ratio}
+        return {**chosen, **others}
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,7 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     rounding: Rounding = field(default_factory=Rounding)
     training: Training = field(default_factory=Training)
+    export: Export = field(default_factory=Export)
     engine: Engine = field(default_factory=Engine)
     validation: Validation = field(default_factory=Validation)
 
@@ -121,7 +145,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-SECTIONS = ("scheme", "inversion", "calibration", "rounding", "training", "engine", "validation")
+SECTIONS = ("scheme", "inversion", "calibration", "rounding", "training", "export", "engine", "validation")
 
 
 def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -165,7 +189,7 @@ def make_inversion(flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inve
 
 def _section_types() -> dict[str, type]:
     return {"scheme": Scheme, "inversion": Inversion, "calibration": Calibration, "rounding": Rounding,
-            "training": Training, "engine": Engine, "validation": Validation}  # fmt: skip
+            "training": Training, "export": Export, "engine": Engine, "validation": Validation}  # fmt: skip
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+from export.kernels import sentences
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.publish import publish
@@ -24,8 +25,10 @@ SHOWN = 6  # trajectories
 def write_report(manifest: dict[str, Any], folder: Path) -> Path:
     """`report.html`: self-contained, no script, no network."""
     templates = Environment(loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined)
+    runtimes = manifest["validation"]["runtimes"]
+    kernels = [sentences(one["kernels"]) for one in (runtimes["onnxruntime"], *(runtimes["tensorrt"] or []))]
     page = templates.get_template("report.html").render(
-        manifest=manifest, rows=result_rows(manifest), trajectories=_pictures(folder / "images")
+        manifest=manifest, rows=result_rows(manifest), runtimes=kernels, trajectories=_pictures(folder / "images")
     )
     path = folder / "report.html"
     publish(path, page.encode())

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calib.quantize import quantize, require_layers
 from calib.quantized import QuantizedWeights
+from export.graph import export_float
+from export.kernels import require_quantized
+from export.latency import random_feeds
+from export.runtime import Runtime, open_runtime
 from inversion.errors import InputError
 from inversion.images import load_images
+from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
+from pipeline.labels import known_labels
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.runfolder import RunFolder, load_manifest, product_digest
-from pipeline.stages import Build, export_files, real_pictures
+from pipeline.stages import Build, describe_teacher, export_files, real_pictures
+from pipeline.validation import Files, validate
 
 QUANTIZED = "quantized.safetensors"
+PICTURES = 32
+"""Dead leaves that a file alone is judged on."""
 
 
 def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: Path, display: Display) -> None:
@@ -37,14 +49,64 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     )
 
 
-def export_folder(name: str, checkpoint: Path | None, quantized: Path, out: Path, display: Display) -> None:
+def export_folder(
+    name: str,
+    checkpoint: Path | None,
+    quantized: Path,
+    out: Path,
+    class_map: Path | None,
+    uint8_input: bool,
+    display: Display,
+) -> None:
     """`quantized.safetensors` in, ONNX files out."""
     weights = QuantizedWeights.load(quantized)
     teacher = load_teacher(name, checkpoint)
     require_same_teacher(teacher, weights.teacher_sha256, quantized)
+    labels = known_labels(teacher, checkpoint, class_map)
     out.mkdir(parents=True, exist_ok=True)
     with display.steps("export", 3) as advance:
-        export_files(teacher, weights, out, advance)
+        export_files(teacher, quantized, out, labels, advance, uint8_input)
+
+
+def validate_file(recipe: Recipe, path: Path, display: Display) -> dict[str, Any]:
+    """A quantized ONNX file, or an engine, by itself against its teacher; returns a verdict as a run's.
+
+    Dead leaves stand for the synthetic pictures, which lie in run folders.
+    """
+    require_quantized(path)
+    teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    val_data = real_pictures(recipe, teacher)
+    limits = recipe.validation.limits(recipe.quant_scheme())
+    pictures = dead_leaves(teacher.spec, PICTURES, recipe.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        float32 = Path(folder) / "model.fp32.onnx"
+        with open_runtime(path) as runtime:
+            require_fit(runtime, teacher, path)
+            uint8_input = runtime.dtypes["input"] == np.uint8
+        export_float(teacher.model, teacher.spec, float32, {}, uint8_input)
+        files = Files(path, float32, provider=recipe.validation.provider)
+        total = len(pictures) + (len(val_data) if val_data else 0)
+        with display.steps("validation", total) as advance:
+            verdict = validate(teacher, files, None, pictures, val_data, limits, advance)
+    return {"teacher": describe_teacher(teacher), "recipe": recipe.to_dict(), "validation": verdict}
+
+
+def require_fit(runtime: Runtime, teacher: Teacher, path: Path) -> None:
+    """Raises `InputError` where the model does not take the teacher's pictures, or answers for other classes."""
+    channels, (height, width) = teacher.spec.channels, teacher.spec.size
+    shapes = {"input": (channels, height, width)}, {"input": (height, width, channels)}
+    taken = {name: shape[1:] for name, shape in runtime.inputs.items()}
+    if taken not in shapes:
+        raise InputError(
+            f"{str(path)!r} takes {runtime.inputs}, {teacher.name!r} sees {channels}x{height}x{width} pictures: "
+            "give the teacher that it was made from."
+        )
+    classes = runtime.run(random_feeds(runtime, 1))["logits"].shape[1]
+    if classes != teacher.spec.num_classes:
+        raise InputError(
+            f"{str(path)!r} answers for {classes} classes, {teacher.name!r} has {teacher.spec.num_classes}: "
+            "give the teacher that it was made from."
+        )
 
 
 def validate_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from calib.qat import Outcome
 from calib.quantize import Quantized, quantize, require_layers
 from calib.quantized import QuantizedWeights
 from calib.views import split_held_out
-from export.engine import build_engine, choose_backend
+from export.engine import choose_backend, sidecar
+from export.engines import ENGINE_GRAPH, build_engines
+from export.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
-from export.runtime import EXACT
 from inversion.confidence import confidence_by_stage
 from inversion.errors import InputError
 from inversion.images import load_images
@@ -26,14 +27,15 @@ from inversion.publish import publish
 from inversion.settings import Inversion
 from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
 from pipeline.display import Advance, Display
+from pipeline.labels import known_labels
 from pipeline.preprocess import preprocess_steps
 from pipeline.recipe import Recipe
 from pipeline.report import write_junit, write_report
-from pipeline.runfolder import RunFolder, StageResult, product_digest
+from pipeline.runfolder import RunFolder, StageResult, file_sha256, product_digest
 from pipeline.valdata import ValData, digits_held_out, open_val_data
-from pipeline.validation import fingerprint, validate
+from pipeline.validation import Files, Reference, fingerprint, validate
 
-STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 1, "engine": 1, "validate": 1}
+STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 VERDICTS = ("report.html", "junit.xml")
@@ -122,29 +124,36 @@ class Build:
         self._stage("quantize", work, settings=settings, images=self.digests["invert"])
 
     def export(self) -> None:
+        labels = known_labels(self.teacher, self.recipe.checkpoint, self.recipe.class_map)
+        settings = dataclasses.asdict(self.recipe.export)
+
         def work() -> StageResult:
             with self.display.steps("export", 3) as advance:
-                return StageResult(export_files(self.teacher, self.weights(), self.folder, advance))
+                return StageResult(
+                    export_files(self.teacher, self.quantized(), self.folder, labels, advance, **settings)
+                )
 
-        self._stage("export", work, weights=self.digests["quantize"])
+        self._stage("export", work, weights=self.digests["quantize"], labels=labels, settings=settings)
 
     def engine(self) -> None:
-        archs = self.recipe.engine.arch if self.backend else ()
+        job, backend = self.recipe.engine, self.backend
 
         def work() -> StageResult:
-            for stale in self.folder.glob("engine.*"):
-                stale.unlink()
-            outputs, specs = [], []
-            with self.display.steps("engine", len(archs)) as advance:
-                for number, arch in enumerate(archs, start=1):
-                    path = self.folder / f"engine.{self.backend}.{arch}.plan"
-                    spec = build_engine(self.folder / "model.onnx", path, arch, self.backend)
-                    outputs += [path, path.with_name(path.name + ".json")]
+            for stale in (*self.folder.glob("engine.*"), self.folder / ENGINE_GRAPH):
+                stale.unlink(missing_ok=True)
+            if backend is None:
+                return StageResult([], {"engines": []})
+            outputs, specs = [self.folder / ENGINE_GRAPH], []
+            model = self.folder / "model.onnx"
+            with self.display.steps("engine", len(job.arch)) as advance:
+                for path, spec in build_engines(model, self.folder, job.arch, backend, job.precision, job.batch):
+                    outputs += [path, sidecar(path)]
                     specs.append({"path": path.name, **dataclasses.asdict(spec)})
-                    advance(number, arch)
+                    advance(len(specs), spec.arch)
             return StageResult(outputs, {"engines": specs})
 
-        record = self._stage("engine", work, archs=archs, backend=self.backend, model=self.digests["export"])
+        settings = dataclasses.asdict(job)
+        record = self._stage("engine", work, settings=settings, backend=backend, model=self.digests["export"])
         self.engines = record["metrics"]["engines"]
 
     def validate(self) -> dict[str, Any]:
@@ -152,21 +161,28 @@ class Build:
 
         def work() -> StageResult:
             _, held_out = split_held_out(load_images(self.folder / "images"), self.recipe.calibration.held_out)
-            mosaics, weights = held_out.mosaics(), self.weights()
+            mosaics, weights = held_out.mosaics(), QuantizedWeights.load(self.quantized())
+            reference = Reference(weights, qdq_module(self.teacher.model, weights))
             total = len(mosaics) + (len(self.val_data) if self.val_data else 0)
             with self.display.steps("validation", total) as advance:
-                verdict = validate(
-                    self.teacher, weights, qdq_module(self.teacher.model, weights), self.folder,
-                    mosaics, self.val_data, limits, advance,
-                )  # fmt: skip
-            verdict["runtimes"]["tensorrt"] = self.engines or None
+                verdict = validate(self.teacher, self.files(), reference, mosaics, self.val_data, limits, advance)
             return StageResult([], verdict)
 
         data = fingerprint(self.recipe.val_data, self.recipe.class_map)
-        return self._stage("validate", work, limits=limits, data=data, engines=self.digests["engine"])["metrics"]
+        settings = {"limits": limits, "provider": self.recipe.validation.provider}
+        return self._stage("validate", work, settings=settings, data=data, engines=self.digests["engine"])["metrics"]
 
-    def weights(self) -> QuantizedWeights:
-        return QuantizedWeights.load(self.folder / "quantized.safetensors")
+    def quantized(self) -> Path:
+        return self.folder / "quantized.safetensors"
+
+    def files(self) -> Files:
+        """What the validation judges; ONNX Runtime's CPU kernels know no bfloat16."""
+        graph = self.folder / ENGINE_GRAPH
+        runs = graph.exists() and self.recipe.engine.precision != "bfloat16"
+        engines = [(self.folder / spec["path"], spec) for spec in self.engines]
+        provider = self.recipe.validation.provider
+        model, float32 = (self.folder / name for name in ("model.onnx", "model.fp32.onnx"))
+        return Files(model, float32, graph if runs else None, engines, provider)
 
     def _stage(self, name: str, work: Callable[[], StageResult], **inputs: Any) -> dict[str, Any]:
         record = self.run.stage(name, {"version": STAGE_VERSIONS[name], **inputs}, work)
@@ -224,23 +240,39 @@ def _kept(training: Outcome) -> str:
     return "training, moving average of the weights" if training.averaged else "training"
 
 
-def export_files(teacher: Teacher, weights: QuantizedWeights, folder: Path, advance: Advance) -> list[Path]:
-    """model.onnx, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare with, preprocess.json."""
-    about = {"teacher": weights.teacher, "teacher_sha256": weights.teacher_sha256}
-    quantized, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
+def export_files(
+    teacher: Teacher,
+    quantized: Path,
+    folder: Path,
+    labels: Sequence[str] | None,
+    advance: Advance,
+    uint8_input: bool = False,
+) -> list[Path]:
+    """model.onnx of the file `quantized`, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare with,
+    preprocess.json. All carry what is known of teacher, scheme, labels and preprocessing."""
+    weights, spec = QuantizedWeights.load(quantized), teacher.spec
+    preprocess = preprocess_steps(spec, uint8_input)
+    about = {
+        "teacher": weights.teacher,
+        "teacher_sha256": weights.teacher_sha256,
+        "quantized_sha256": file_sha256(quantized),
+        "preprocess": json.dumps(preprocess),
+        **({"labels": json.dumps(list(labels))} if labels else {}),
+    }
+    model, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
     module = qdq_module(teacher.model, weights)
-    export_quantized(module, teacher.spec, quantized, {**about, "scheme": str(weights.scheme)})
+    export_quantized(module, spec, model, {**about, "scheme": str(weights.scheme)}, uint8_input)
     advance(1, "")
-    export_float(teacher.model, teacher.spec, baseline, {**about, "scheme": "float32"})
+    export_float(teacher.model, spec, baseline, {**about, "scheme": "float32"}, uint8_input)
     advance(2, "")
     packed.unlink(missing_ok=True)
     if four_bits := [name for name, bits in weights.layers.items() if bits.weight <= 4]:
-        write_int4(quantized, packed, four_bits)
+        write_int4(model, packed, four_bits)
     steps = folder / "preprocess.json"
-    words = {**preprocess_steps(teacher.spec), "onnxruntime": {"session_config": EXACT}}
-    publish(steps, json.dumps(words, indent=1).encode())
+    session = {"session_config": ALWAYS, "session_config_on_x86_without_vnni": WHERE_PRODUCTS_SATURATE}
+    publish(steps, json.dumps({**preprocess, "onnxruntime": session}, indent=1).encode())
     advance(3, "")
-    return [quantized, baseline, *([packed] if four_bits else []), steps]
+    return [model, baseline, *([packed] if four_bits else []), steps]
 
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _folder_pictures(folder: Path, num_classes: int, class_map: Path | None) -> 
         loose = next(name for name, number in found if number == numbers[""])
         raise InputError(f"picture {loose!r} lies in no class folder: move it into the folder of its class.")
     if class_map is not None:
-        classes = _read_class_map(class_map, num_classes)
+        classes = read_class_map(class_map, num_classes)
         unknown = next((name for name in numbers if name not in classes), None)
         if unknown is not None:
             raise InputError(
@@ -157,7 +157,7 @@ def _folder_pictures(folder: Path, num_classes: int, class_map: Path | None) -> 
     return [Picture(Path(file), classes[names[number]], f"picture {file!r}") for file, number in sorted(found)]
 
 
-def _read_class_map(path: Path, num_classes: int) -> dict[str, int]:
+def read_class_map(path: Path, num_classes: int) -> dict[str, int]:
     """Folder name -> class. A line's number is its class, so a blank line counts too, as timm counts it."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]

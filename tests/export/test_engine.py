@@ -53,7 +53,7 @@ def test_edge_device_needs_no_torch(quantized: Make, tmp_path: Path) -> None:
 def test_engine_builds_ahead_of_time(quantized: Make, arch: str, tmp_path: Path) -> None:
     """With no GPU, a real engine is built for the architecture named; the spec and its sidecar say what it is."""
     source, path, said = quantized("w8a8").path, tmp_path / "engine.plan", []
-    spec = build_engine(source, path, arch, "tensorrt_rtx", said.append)
+    spec = build_engine(source, path, arch, "tensorrt_rtx", progress=said.append)
     assert (spec.backend, spec.version, spec.arch) == ("tensorrt_rtx", tensorrt_rtx.__version__, arch)
     assert spec.compute_capability == {"sm89": "8.9", "sm120": "12.0"}[arch]
     assert spec.executed is False
@@ -66,7 +66,12 @@ def test_engine_builds_ahead_of_time(quantized: Make, arch: str, tmp_path: Path)
         *((batch, 1, 32, 32) for batch in (1, 8, 32)),
     )
     assert (answer.name, answer.min, answer.max) == ("logits", (1, 10), (32, 10))
-    assert spec.trtexec == "tensorrt_rtx --loadEngine=engine.plan --shapes=input:8x1x32x32"
+    assert spec.time_command == "tensorrt_rtx --loadEngine=engine.plan --shapes=input:8x1x32x32"
+    assert spec.build_command == (
+        f"tensorrt_rtx --onnx=w8a8.onnx --computeCapabilities={arch[2:]} --minShapes=input:1x1x32x32 "
+        "--optShapes=input:8x1x32x32 --maxShapes=input:32x1x32x32 --saveEngine=engine.plan --skipInference"
+    )
+    assert spec.kernels["linears"]["all"] == 10
     stored = json.loads(sidecar(path).read_text())
     assert sidecar(path).name == "engine.plan.json"
     assert stored == json.loads(json.dumps(dataclasses.asdict(spec)))
@@ -151,4 +156,5 @@ def test_fixed_batch_needs_no_profile(tmp_path: Path) -> None:
     write_model(tmp_path / "m.onnx", "Relu", [4, 8])
     spec = build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", "sm89", "tensorrt_rtx")
     assert {spec.inputs[0].min, spec.inputs[0].opt, spec.inputs[0].max} == {(4, 8)}
-    assert spec.trtexec == "tensorrt_rtx --loadEngine=e.plan"
+    assert spec.time_command == "tensorrt_rtx --loadEngine=e.plan"
+    assert "Shapes" not in spec.build_command

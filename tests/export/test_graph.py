@@ -291,9 +291,9 @@ def test_a_model_that_no_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     """Reading integers from another file says that it is not ONNX."""
     (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(InputError, match=r"m.onnx' (is not an ONNX file|holds no ONNX graph): make one with"):
+    with pytest.raises(InputError, match=r"m.onnx' is not an ONNX file: make one with"):
         integer_weights(tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="is not an ONNX file"):
+    with pytest.raises(InputError, match="does not exist"):
         integer_weights(tmp_path / "missing.onnx")
 
 

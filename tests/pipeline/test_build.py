@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -30,8 +31,8 @@ STAGES = ["invert", "quantize", "export", "engine", "validate"]
 ENGINE = "engine.tensorrt_rtx.sm89.plan"
 FILES = {
     "manifest.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors", "quantized.safetensors",
-    "model.onnx", "model.int4.onnx", "model.fp32.onnx", "preprocess.json", "report.html", "junit.xml", ENGINE,
-    f"{ENGINE}.json", ".lock", "images/progress.safetensors",
+    "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
+    "junit.xml", ENGINE,    f"{ENGINE}.json", ".lock", "images/progress.safetensors",
 }  # fmt: skip
 
 
@@ -117,13 +118,39 @@ def test_verdict_is_whole(built: Path) -> None:
     assert verdict.keys() >= {"passed", "gates", "synthetic", "real", "runtimes"}
     assert verdict["passed"] is True
     assert all(gate.keys() == {"name", "value", "limit", "passed"} and gate["passed"] for gate in verdict["gates"])
-    assert {"integer_layers", "synthetic_kl", "real_agreement"} <= {gate["name"] for gate in verdict["gates"]}
+    names = {"integer_layers", "exact_layers", "synthetic_kl", "engine_graph_kl", "onnx_against_torch_kl"}
+    names |= {"real_agreement", "real_top1_drop", "integer_coverage", "integer_coverage_sm89"}
+    assert {gate["name"] for gate in verdict["gates"]} == names
     assert verdict["real"]["n"] == 500
     assert verdict["real"]["agreement"] > 0.95  # 99.6 and more at every seed tried
     assert verdict["runtimes"].keys() == {"onnxruntime", "tensorrt"}
     assert verdict["runtimes"]["onnxruntime"]["executed"] is True
     assert gates(built / "junit.xml") == {gate["name"]: True for gate in verdict["gates"]}
     assert (built.parent.parent / "gates.xml").read_bytes() == (built / "junit.xml").read_bytes()
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "timm", "modelopt", "safetensors"):
+    sys.modules[name] = None
+from pipeline.cli import main
+sys.argv = ["pipeline", *sys.argv[1:]]
+main()
+"""
+
+
+def test_engine_verb_needs_no_torch(built: Path, tmp_path: Path) -> None:
+    """Two architectures from one command, with torch, timm and ModelOpt blocked, as on the edge device."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, "engine", str(built / "model.onnx"), "--arch", "sm86,sm120"]
+    done = subprocess.run(
+        [*command, "--precision", "bfloat16", "--batch", "1,2,4", "--out", str(tmp_path)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    for arch in ("sm86", "sm120"):
+        spec = json.loads((tmp_path / f"engine.tensorrt_rtx.{arch}.plan.json").read_text())
+        assert (spec["arch"], spec["inputs"][0]["max"]) == (arch, [4, 1, 32, 32])
+        assert spec["kernels"]["share"] == 1
 
 
 def test_engine_is_built_and_not_called_validated(built: Path) -> None:
@@ -133,7 +160,7 @@ def test_engine_is_built_and_not_called_validated(built: Path) -> None:
     sidecar = json.loads((built / f"{ENGINE}.json").read_text())
     assert sidecar["executed"] is False
     assert sidecar["sha256"] == hashlib.sha256((built / ENGINE).read_bytes()).hexdigest()
-    assert sidecar["onnx_sha256"] == outputs(built)["model.onnx"]
+    assert sidecar["onnx_sha256"] == outputs(built)["model.tensorrt.onnx"]
     assert "built, not executed" in (built / "report.html").read_text()
 
 
@@ -212,7 +239,7 @@ def test_damaged_shard_is_made_again(copy: Path, built: Path) -> None:
 def test_interruption_leaves_no_verdict(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other bits run quantization and what follows; stopped on the way, no file tells the old verdict."""
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "model.onnx")
 
     monkeypatch.setattr("pipeline.stages.export_files", stopped)
@@ -232,7 +259,7 @@ def test_other_bits_run_quantization_and_all_after(copy: Path, monkeypatch: pyte
     monkeypatch.setattr("pipeline.stages.export_float", lambda *_: None)
     assert run(f"{W4A8} --set bits=w8a8 --out {copy} --arch none") == 0
     assert cached(copy) == {name: name == "invert" for name in STAGES}
-    assert files(copy) == FILES - {"model.int4.onnx", ENGINE, f"{ENGINE}.json"}
+    assert files(copy) == FILES - {"model.int4.onnx", "model.tensorrt.onnx", ENGINE, f"{ENGINE}.json"}
     assert manifest(copy)["validation"]["runtimes"]["tensorrt"] is None
     weight = initializers(copy / "model.onnx")["blocks.0.mlp.fc1.weight"]
     assert np.abs(numpy_helper.to_array(weight).astype(int)).max() > 100
@@ -315,7 +342,7 @@ def test_stages_by_themselves_work_together(
     """invert -> quantize -> export -> engine, each on the files of the one before; all exit codes 0."""
     monkeypatch.chdir(tmp_path)
     # takes seconds, and nothing follows from it
-    monkeypatch.setattr("pipeline.stages.export_float", lambda _model, _spec, path, _about: path.touch())
+    monkeypatch.setattr("pipeline.stages.export_float", lambda _model, _spec, path, _about, _uint8: path.touch())
     teacher = "--teacher digits_vit --quiet"
     training = "--set training.updates=1 --set training.batch=4 --set calibration.method=max"
     lines = [
@@ -330,9 +357,12 @@ def test_stages_by_themselves_work_together(
         "made/quantized.safetensors",
         "onnx/model.onnx", "onnx/model.int4.onnx", "onnx/model.fp32.onnx", "onnx/preprocess.json",
         "engines/engine.tensorrt_rtx.sm86.plan", "engines/engine.tensorrt_rtx.sm86.plan.json",
+        "engines/model.tensorrt.onnx",
     }  # fmt: skip
     out, err = capfd.readouterr()
-    assert out.endswith("built, not executed\n")
+    assert "built, not executed\n" in out
+    assert "integer kernels: 26 of 26 linears" in out
+    assert "elsewhere: tensorrt_rtx --onnx=model.tensorrt.onnx --computeCapabilities=86 " in out
     assert not err
 
 

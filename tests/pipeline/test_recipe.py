@@ -87,7 +87,9 @@ OTHER = {
     "rounding.views": "mosaic", "training.views": "leaves", "training.crops": False, "training.ema": 0.5,
     "training.precision": "float32",
     "training.optimizer": "sgd", "training.schedule": "constant", "engine.arch": ("sm75", "sm86"),
-    "engine.backend": "tensorrt_rtx", "validation.max_kl": 0.375, "validation.min_agreement": 0.375,
+    "engine.backend": "tensorrt_rtx", "engine.precision": "bfloat16", "engine.batch": (1, 2, 4),
+    "validation.min_integer_coverage": 0.5, "validation.provider": "cuda", "validation.max_kl": 0.375,
+    "validation.max_latency_ratio": 0.5, "validation.min_agreement": 0.375,
     "validation.max_drop": 0.375,
 }  # fmt: skip
 

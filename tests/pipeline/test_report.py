@@ -17,10 +17,16 @@ def fidelity(n: int, agreement: float, **more: float) -> dict[str, Any]:
 
 
 def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> dict[str, Any]:
-    model = {"bytes": 2_758_244, "median_ms": 6.078, "p95_ms": 9.8}
+    model = {"bytes": 2_758_244, "peak_bytes": 90_123_456}
+    times = {"median_ms": 6.078, "p95_ms": 9.8}
+    kernels = {
+        "runtime": "ONNX Runtime 1.31", "linears": {"integer": 50, "all": 50}, "attention": {"integer": 0, "all": 24},
+        "as_floats": [{"name": "blocks.0.attn/MatMul", "reason": "the scheme leaves its inputs float"}] * 24,
+    }  # fmt: skip
     engine = {
         "path": "engine.tensorrt_rtx.sm89.plan", "backend": "tensorrt_rtx", "version": "1.7", "arch": "sm89",
         "bytes": 6_495_316, "build_seconds": 1.37, "executed": False,
+        "build_command": "tensorrt_rtx --onnx=m.onnx", "kernels": {**kernels, "runtime": "tensorrt_rtx 1.7 sm89"},
     }  # fmt: skip
     gates = [
         {"name": "synthetic_kl", "value": 0.01234, "limit": 0.5, "passed": True},
@@ -38,7 +44,12 @@ def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> di
             "synthetic": fidelity(256, 1.0),
             "real": fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
             "runtimes": {
-                "onnxruntime": {"float": model, "quantized": {**model, "bytes": 812_956}},
+                "onnxruntime": {
+                    "float": model,
+                    "quantized": {**model, "bytes": 812_956},
+                    "kernels": kernels,
+                    "latency": [{"batch": batch, "float": times, "quantized": times, "ratio": 1.0} for batch in (1, 8)],
+                },
                 "tensorrt": [engine] if engines else None,
             },
         },
@@ -73,7 +84,8 @@ def test_rows_are_measures_and_columns_are_models() -> None:
         ("agreement, % of 50000 real [95%]", "", "99.80 [50.0, 100.0]"),
         ("agreement, % of 256 synthetic [95%]", "", "100.00 [50.0, 100.0]"),
         ("file, MB", "2.76", "0.81"),
-        ("latency, ms a picture", "6.08", "6.08"),
+        ("peak memory, MB", "90", "90"),
+        ("latency (p95), ms, batch 1", "6.08 (9.80)", "6.08 (9.80)"),
     }
     assert not [row for row in result_rows(manifest(real=False)) if "real" in row[""]]
 
@@ -86,6 +98,8 @@ def test_gates_and_engines_are_lines_that_can_be_searched() -> None:
     assert "gate synthetic_kl: 0.01234 (limit 0.5) passed" in lines
     assert "gate real_agreement: 0.998 (limit 1.1) FAILED" in lines
     assert f"engine engine.{'x' * 100}[/b].plan (6.5 MB): built, not executed" in lines
+    assert "ONNX Runtime 1.31: integer kernels: 50 of 50 linears, 0 of 24 in attention" in lines
+    assert "  blocks.0.attn/MatMul and 23 more: the scheme leaves its inputs float" in lines
 
 
 def test_progress_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,50 @@
+"""ONNX files, read with care and written whole. Runs without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # protobuf ships no types
+
+from inversion.errors import InputError
+from inversion.publish import publish
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model in `path`, with its weights.
+
+    Raises `InputError` for what is not a whole ONNX file, or keeps weights outside its folder.
+    """
+    path = Path(path)
+    require_own_data(path)
+    try:
+        return onnx.load(path, format="protobuf")
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"the weights of {str(path)!r} cannot be read: put its data file beside it.") from error
+
+
+def require_own_data(path: Path) -> None:
+    """Raises `InputError` where `path` is no ONNX file, or one whose weights lie outside its folder."""
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} does not exist: give an ONNX file, as `pipeline export` writes it.")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.") from error
+    if not model.graph.node:  # an empty file is a whole, empty message
+        raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.")
+    folder = path.resolve().parent
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder):
+                raise InputError(
+                    f"{str(path)!r} keeps the weight {tensor.name!r} in {entry.value!r}, outside its folder: "
+                    "it is not read; save the model with its data beside it."
+                )
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Publish `model`, checked with full shape inference; equal models give equal bytes."""
+    onnx.checker.check_model(model, full_check=True)
+    publish(path, model.SerializeToString(deterministic=True))

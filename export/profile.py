@@ -1,0 +1,26 @@
+"""What an engine is built for, as checked values; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inversion.errors import InputError
+
+PRECISIONS = ("float16", "bfloat16", "float32")
+PRECISION = "float16"
+"""What stands beside the integers where nothing else is said: TensorRT fuses attention in 16 bits only."""
+BATCHES = (1, 8, 32)
+"""Smallest batch, the one to optimise for, and the largest."""
+
+
+def require_precision(precision: str) -> None:
+    """Raises `InputError` for a type of floats that an engine cannot have."""
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: take one of {', '.join(PRECISIONS)}.")
+
+
+def require_batches(batches: Sequence[int]) -> None:
+    """Raises `InputError` for batches that are no profile."""
+    if len(batches) != 3 or not 1 <= batches[0] <= batches[1] <= batches[2]:
+        given = ",".join(map(str, batches))
+        raise InputError(f"batches {given} are no profile: give smallest, optimal and largest, as in 1,8,32.")

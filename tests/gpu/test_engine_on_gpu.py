@@ -1,0 +1,52 @@
+"""Engines on their GPU. Skipped, and so not passed, on a machine without one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calib.freeze import freeze
+from calib.lsq import learn_steps
+from calib.ranges import calibrate, insert_quantizers
+from calib.scheme import QuantScheme
+from calib.settings import Calibration
+from calib.views import dense_views
+from export.compare import compare
+from export.engine import available_backend, local_arch
+from export.engine_session import open_engine
+from export.engines import ENGINE_GRAPH, build_engines
+from export.graph import export_quantized
+from export.kernels import engine_kernels
+from export.qdq import qdq_module
+from export.runtime import open_runtime
+from inversion.errors import InputError
+from inversion.leaves import dead_leaves
+from inversion.teacher import load_teacher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_an_engine_answers_as_onnxruntime_does(tmp_path: Path) -> None:
+    """On batches 1 to the profile's largest; its inspector says that every linear runs on INT8."""
+    backend, arch = available_backend(), local_arch()
+    assert backend is not None
+    assert arch is not None
+    teacher, scheme = load_teacher("digits_vit"), QuantScheme.parse("w8a8")
+    pictures = dead_leaves(teacher.spec, 16, 0)
+    views = dense_views(pictures, teacher.patch_size)
+    student = insert_quantizers(teacher.model, scheme)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    learn_steps(student)
+    model = tmp_path / "model.onnx"
+    export_quantized(qdq_module(teacher.model, freeze(student, teacher, scheme)), teacher.spec, model, {})
+    ((path, _),) = build_engines(model, tmp_path, [arch], backend)
+    with open_runtime(model) as runtime, open_engine(path) as engine:
+        expected = runtime.run({"input": pictures.numpy()})["logits"]
+        for batch in (1, 8, 16):
+            found = engine.run({"input": pictures[:batch].numpy()})["logits"]
+            assert compare(expected[:batch], found).kl < 0.01
+        kernels = engine_kernels(tmp_path / ENGINE_GRAPH, engine.layers(), "engine", "inspector")
+        assert kernels.share == 1
+        with pytest.raises(InputError, match="takes float32"):
+            engine.run({"input": np.zeros((64, 1, 32, 32), np.float32)})
