@@ -1,0 +1,75 @@
+"""ONNX files that keep weights elsewhere: beside them they are read, outside their folder never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.files import read_onnx, require_own_data, write_onnx
+from export.runtime import open_runtime
+from inversion.errors import InputError
+
+
+@pytest.fixture
+def outside(float_path: Path, tmp_path: Path) -> Path:
+    """A model whose weights lie in weights.bin beside it; tests move the name elsewhere."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(onnx.load(float_path), folder / "m.onnx", save_as_external_data=True, location="weights.bin",
+              size_threshold=0)  # fmt: skip
+    return folder / "m.onnx"
+
+
+def point_to(path: Path, location: str) -> None:
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+
+
+def test_weights_beside_a_model_are_read(outside: Path, float_path: Path) -> None:
+    """As if they stood in the file."""
+    assert (outside.parent / "weights.bin").stat().st_size > 100_000
+    for one, other in zip(read_onnx(outside).graph.initializer, onnx.load(float_path).graph.initializer, strict=True):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other))
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "sub/../../weights.bin", "ABSOLUTE"])
+def test_weights_outside_the_folder_are_not_read(outside: Path, location: str, tmp_path: Path) -> None:
+    """Up, around or absolute: refused by name, by the reader and by the runtime, though the file is there."""
+    target = tmp_path / "weights.bin"
+    (outside.parent / "weights.bin").rename(target)
+    point_to(outside, str(target) if location == "ABSOLUTE" else location)
+    for use in (read_onnx, require_own_data, lambda path: open_runtime(path).__enter__()):
+        with pytest.raises(InputError, match=r"keeps the weight '.*' in '.*weights\.bin', outside its folder"):
+            use(outside)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(outside: Path, tmp_path: Path) -> None:
+    """The name is inside, what it leads to is not."""
+    inside = outside.parent / "weights.bin"
+    inside.rename(tmp_path / "weights.bin")
+    inside.symlink_to(tmp_path / "weights.bin")
+    with pytest.raises(InputError, match="outside its folder"):
+        read_onnx(outside)
+
+
+def test_missing_weights_are_named(outside: Path) -> None:
+    """The mend is to put them back."""
+    (outside.parent / "weights.bin").unlink()
+    with pytest.raises(InputError, match=r"the weights of '.*m\.onnx' cannot be read: put its data file beside it"):
+        read_onnx(outside)
+
+
+def test_what_is_written_was_checked(float_path: Path, tmp_path: Path) -> None:
+    """A graph whose shapes do not fit is not published."""
+    model = onnx.load(float_path)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 11
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        write_onnx(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())

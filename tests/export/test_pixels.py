@@ -1,0 +1,61 @@
+"""Pictures as bytes: the way in and back, and a graph that takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from conftest import SPEC, small_vit
+
+from export.graph import export_float, export_quantized
+from export.pixels import from_pixels, to_pixels
+from export.qdq import qdq_module
+from export.runtime import open_runtime
+from inversion.teacher import InputSpec
+
+RGB = InputSpec((8, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.9, 10)
+
+
+def test_bytes_come_back_as_they_were() -> None:
+    """Every value of a byte in every channel, through the floats and back."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).expand(4, 8, 8, 3)
+    images = from_pixels(pixels, RGB)
+    assert images.shape == (4, 3, 8, 8)
+    assert torch.equal(to_pixels(images, RGB), pixels)
+    wanted = (pixels[..., 2].float() / 255 - RGB.mean[2]) / RGB.std[2]
+    torch.testing.assert_close(images[:, 2], wanted)
+
+
+def test_beyond_the_range_of_bytes_is_cut() -> None:
+    """Floats brighter than white or darker than black become 255 and 0."""
+    images = torch.tensor([-99.0, 99.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    assert to_pixels(images, RGB).unique().tolist() == [0, 255]
+
+
+def test_a_graph_of_bytes_is_the_graph_of_floats(quantized, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Same logits, same names, same integers; the input alone is uint8 [batch, H, W, C]."""
+    made = quantized("w8a8")
+    export_quantized(qdq_module(made.model, made.weights), SPEC, tmp_path / "m.onnx", {}, uint8_input=True)
+    pixels = to_pixels(made.images, SPEC)
+    with open_runtime(tmp_path / "m.onnx") as runtime:
+        assert runtime.inputs == {"input": (None, 32, 32, 1)}
+        assert runtime.dtypes == {"input": np.uint8}
+        found = runtime.run({"input": pixels.numpy()})["logits"]
+    with open_runtime(made.path) as runtime:
+        wanted = runtime.run({"input": from_pixels(pixels, SPEC).numpy()})["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    ours, theirs = ({tensor.name for tensor in onnx.load(path).graph.initializer} for path in
+                    (tmp_path / "m.onnx", made.path))  # fmt: skip
+    assert theirs <= ours
+
+
+def test_the_float_model_takes_bytes_too(float_path: Path, tmp_path: Path) -> None:
+    """Both files of a run take the same input, so that one can stand in for the other."""
+    export_float(small_vit(), SPEC, tmp_path / "m.onnx", {}, uint8_input=True)
+    pixels = torch.randint(0, 256, (3, 32, 32, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with open_runtime(tmp_path / "m.onnx") as bytes_in, open_runtime(float_path) as floats_in:
+        found = bytes_in.run({"input": pixels.numpy()})["logits"]
+        wanted = floats_in.run({"input": from_pixels(pixels, SPEC).numpy()})["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
