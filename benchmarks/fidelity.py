@@ -52,6 +52,7 @@ from inversion.cost import Geometry, iteration_flops
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.schedule import schedule
+from inversion.settings import Inversion
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
 from pipeline.recipe import make_recipe
@@ -153,7 +154,9 @@ def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
     if not {"method", "iterations", "division_factor", "sparsity"} <= told.keys():
         return {}
     iterations, v, sparsity = (int(told[name]) for name in ("iterations", "division_factor", "sparsity"))
-    stages = schedule(told["method"], teacher.num_patches, iterations, v, sparsity)
+    prune_at = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
+    job = Inversion(told["method"], iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
+    stages = schedule(job, teacher.num_patches)
     shape, trajectories = Geometry.of(teacher.model), len(images.trajectory.unique())
     flops = sum(stage.iterations * iteration_flops(shape, stage.active, lean=True).total for stage in stages)
     return {"trajectory_iterations": iterations * trajectories, "inversion_tflop": flops * trajectories / 1e12}

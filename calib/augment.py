@@ -1,4 +1,4 @@
-"""Views of a picture that it never showed before: the crops that training sees."""
+"""Views of a picture that it never showed before: crops, and mirrored sparse images."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def random_crops(pictures: Tensor, generator: Generator) -> Tensor:
                                             (zero, size, (1 - size) * (2 * down - 1)))]  # fmt: skip
     grid = F.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+
+def flip_patches(
+    patches: Tensor, kept: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Sparse images mirrored left to right: `patches` [B, K, C*P*P] and their row-major positions `kept` [B, K]."""
+    columns = grid[1]
+    mirrored = patches.unflatten(-1, (-1, *patch_size)).flip(-1).flatten(2)
+    return mirrored, kept - kept % columns + (columns - 1 - kept % columns)

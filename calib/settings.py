@@ -104,6 +104,32 @@ class Training:
             raise InputError(f"training ema must be at least 0 and below 1, not {self.ema}.")
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """Appendix D of the paper: KL to the teacher at `temperature`, SGD at a constant rate, one update a batch.
+
+    `flips` mirrors half of the images. `clip_norm` bounds the gradient's norm, which the paper does not (0): without
+    it, few updates at its rate teach nothing (docs/decisions/0014).
+    """
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    clip_norm: float = 1.0
+    flips: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(f"distillation {name} must be finite and not negative, not {getattr(self, name)}.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"distillation momentum must be at least 0 and below 1, not {self.momentum}.")
+        if not 0 < self.temperature < inf:
+            raise InputError(f"distillation temperature must be positive and finite, not {self.temperature}.")
+
+
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"unknown {what} {value!r}: take one of {', '.join(allowed)}.")

@@ -67,7 +67,7 @@ def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
     for label in job.classes:
         if not 0 <= label < teacher.spec.num_classes:
             raise InputError(f"class {label} is not one of {teacher.name!r}: take 0 to {teacher.spec.num_classes - 1}.")
-    return schedule(job.method, teacher.num_patches, job.iterations, job.division_factor, job.sparsity)
+    return schedule(job, teacher.num_patches)
 
 
 def settle(teacher: Teacher, job: Inversion, device: str = "auto") -> Inversion:
@@ -84,6 +84,8 @@ def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.d
     settings = dataclasses.asdict(job)
     for name in ("images", "batch", "precision"):  # `trajectories` and `dtype` say what they came to
         del settings[name]
+    if job.method != "smi":
+        del settings["prune_at"]
     return {
         **{
             name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

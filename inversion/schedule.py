@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from inversion.errors import InputError
-from inversion.settings import METHODS
+from inversion.settings import Inversion
 
-SMI_POINTS = (50, 100, 200, 300)
 SMI_RATIOS = {50: 0.16, 76: 0.3, 86: 0.39}
 """Share of the active patches that each point prunes, by percentage of final sparsity (appendix D)."""
 
@@ -22,20 +21,16 @@ class Stage:
     leave: int
 
 
-def schedule(method: str, num_patches: int, iterations: int, division_factor: int, sparsity: int) -> list[Stage]:
+def schedule(job: Inversion, num_patches: int) -> list[Stage]:
     """Stages of one trajectory; the last one's patches all leave as an image.
 
     PRI (section 4.2): t_k = k * floor(T / v), K = floor(N / v), and the last stage holds what remains of both.
     """
-    if iterations < 1:
-        raise InputError(f"{iterations} iterations invert nothing: take at least 1.")
-    if method == "dmi":
-        return [Stage(iterations, num_patches, num_patches)]
-    if method == "smi":
-        return _smi(num_patches, iterations, sparsity)
-    if method == "pri":
-        return _pri(num_patches, iterations, division_factor)
-    raise InputError(f"unknown method {method!r}: take one of {', '.join(METHODS)}.")
+    if job.method == "smi":
+        return _smi(job, num_patches)
+    if job.method == "pri":
+        return _pri(num_patches, job.iterations, job.division_factor)
+    return [Stage(job.iterations, num_patches, num_patches)]
 
 
 def _pri(num_patches: int, iterations: int, v: int) -> list[Stage]:
@@ -49,14 +44,17 @@ def _pri(num_patches: int, iterations: int, v: int) -> list[Stage]:
     return [*stages, Stage(iterations - (v - 1) * length, rest, rest)]
 
 
-def _smi(num_patches: int, iterations: int, sparsity: int) -> list[Stage]:
-    if sparsity not in SMI_RATIOS:
-        raise InputError(f"sparsity {sparsity} is not one of SMI's: take {', '.join(map(str, SMI_RATIOS))}.")
-    if iterations <= SMI_POINTS[-1]:
-        raise InputError(f"{iterations} iterations end before SMI's last pruning at {SMI_POINTS[-1]}: take more.")
+def _smi(job: Inversion, num_patches: int) -> list[Stage]:
+    if job.sparsity not in SMI_RATIOS:
+        raise InputError(f"sparsity {job.sparsity} is not one of SMI's: take {', '.join(map(str, SMI_RATIOS))}.")
+    last = job.prune_at[-1]
+    if job.iterations <= last:
+        raise InputError(
+            f"{job.iterations} iterations end before SMI's last pruning at {last}: take more, or set prune_at."
+        )
     stages, active = [], num_patches
-    for start, end in pairwise((0, *SMI_POINTS)):
-        remain = int(active * (1 - SMI_RATIOS[sparsity]))
+    for start, end in pairwise((0, *job.prune_at)):
+        remain = int(active * (1 - SMI_RATIOS[job.sparsity]))
         stages.append(Stage(end - start, active, active - remain))
         active = remain
-    return [*stages, Stage(iterations - SMI_POINTS[-1], active, active)]
+    return [*stages, Stage(job.iterations - last, active, active)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 
 from inversion.errors import InputError
@@ -28,6 +29,7 @@ class Inversion:
 
     - `selection`  which patches leave (PRI) or stay (SMI) first: most `attention` (the method), or for Table 1
       the `low`est, `random` ones, the `top` of the picture
+    - `prune_at`   SMI's four pruning iterations; they end before T does
     - `tv_norm`    `image`: each image has its own TV norm, so its optimisation does not depend on the batch;
       `batch`: one norm over the batch, as in SMI's code
     - `removed`    what active patches see in place of those that left: `held`, their last pixels, or `zero`, grey
@@ -49,6 +51,7 @@ class Inversion:
     batch: int = 128
     division_factor: int = 4
     sparsity: int = 76
+    prune_at: tuple[int, ...] = (50, 100, 200, 300)
     learning_rate: float = 0.25
     betas: tuple[float, float] = (0.5, 0.99)
     tv_weight: float = 1e-4
@@ -80,6 +83,8 @@ class Inversion:
             raise InputError(f"learning_rate must be positive and finite, not {self.learning_rate}.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas must be two numbers from 0 to below 1, not {self.betas}.")
+        if len(self.prune_at) != 4 or any(one >= next_ for one, next_ in pairwise((0, *self.prune_at))):
+            raise InputError(f"prune_at must be four rising iterations from 1 on, not {list(self.prune_at)}.")
         if not 0 < self.label_confidence <= 1:
             raise InputError(f"label_confidence must be above 0 and at most 1, not {self.label_confidence}.")
         if not 0 <= self.low_pass <= 1:

@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,14 +107,14 @@ def load_teacher(
     """
     if name == DIGITS_VIT:
         return _freeze(name, _load_digits_vit(checkpoint, random_weights), device)
-    timm_name = _timm_name(name)
+    timm_name = timm_name_of(name)
     if checkpoint is not None:
         state = read_checkpoint(checkpoint)
-        model = _create(timm_name, **_shape_from_state(timm_name, state))
+        model = create_model(timm_name, **_shape_from_state(timm_name, state))
         require_plain_vit(model, name)
-        _load_state(model, state, name, checkpoint)
+        load_state(model, state, name, checkpoint)
     else:
-        model = _create(timm_name)
+        model = create_model(timm_name)
         require_plain_vit(model, name)
         if not random_weights:
             model = create_pretrained(timm_name, name, "--checkpoint FILE")
@@ -163,9 +164,14 @@ def _is_plain_block(block: nn.Module) -> bool:
 
 def _freeze(name: str, model: VisionTransformer, device: str) -> Teacher:
     model = model.eval().requires_grad_(False).to(device)
+    return Teacher(model, input_spec(model), name, weights_sha256(model.state_dict()))
+
+
+def input_spec(model: VisionTransformer) -> InputSpec:
+    """What timm's configuration of `model` and its own shapes say of its input."""
     cfg = model.pretrained_cfg
     size = tuple(model.patch_embed.img_size)
-    spec = InputSpec(
+    return InputSpec(
         size=size,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
@@ -174,7 +180,6 @@ def _freeze(name: str, model: VisionTransformer, device: str) -> Teacher:
         crop=float(cfg.get("crop_pct") or 1.0) if size == tuple(cfg["input_size"][1:]) else 1.0,
         num_classes=model.num_classes,
     )
-    return Teacher(model, spec, name, weights_sha256(model.state_dict()))
 
 
 def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool) -> VisionTransformer:
@@ -182,11 +187,12 @@ def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool) -> Vis
     if not random_weights:
         path = checkpoint or DIGITS_WEIGHTS
         state = {key: value.float() for key, value in read_checkpoint(path).items()}
-        _load_state(model, state, DIGITS_VIT, path)
+        load_state(model, state, DIGITS_VIT, path)
     return model
 
 
-def _timm_name(name: str) -> str:
+def timm_name_of(name: str) -> str:
+    """timm's name for an alias or a name of timm's; `InputError` with the nearest names for another."""
     timm_name = ALIASES.get(name, name)
     if not timm.is_model(timm_name.split(".")[0]):
         known = [
@@ -200,7 +206,8 @@ def _timm_name(name: str) -> str:
     return timm_name
 
 
-def _create(timm_name: str, **kwargs: Any) -> VisionTransformer:
+def create_model(timm_name: str, **kwargs: Any) -> VisionTransformer:
+    """timm's model with random weights; `InputError` where it cannot be built so."""
     try:
         return timm.create_model(timm_name, pretrained=False, **kwargs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -239,7 +246,7 @@ def _shape_from_state(timm_name: str, state: dict[str, Tensor]) -> dict[str, Any
     if "head.weight" in state and state["head.weight"].ndim == 2:
         kwargs["num_classes"] = state["head.weight"].shape[0]
     with torch.device("meta"):
-        probe = _create(timm_name)
+        probe = create_model(timm_name)
     if isinstance(probe, VisionTransformer) and probe.pos_embed is not None and "pos_embed" in state:
         prefix = 0 if probe.no_embed_class else probe.num_prefix_tokens
         found = state["pos_embed"].shape[1] - prefix if state["pos_embed"].ndim == 3 else 0
@@ -249,11 +256,18 @@ def _shape_from_state(timm_name: str, state: dict[str, Tensor]) -> dict[str, Any
     return kwargs
 
 
-def _load_state(model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str) -> None:
+def load_state(
+    model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str, absent: Collection[str] = ()
+) -> None:
+    """Load the tensors of a checkpoint, positions resampled to the model's grid; those `absent` keep their values.
+
+    Raises `InputError` for a checkpoint of another architecture.
+    """
     mend = f"it is not a checkpoint of {name!r}: name its own architecture with --teacher."
     try:
         state = checkpoint_filter_fn(dict(state), model)
         missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [key for key in missing if key not in absent]
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, AssertionError) as error:
         raise InputError(f"checkpoint {str(path)!r} does not fit: {_mismatch(error)}; {mend}") from error
     if missing or unexpected:

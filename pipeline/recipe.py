@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import Calibration, Distillation, Rounding, Training
 from export.profile import BATCHES, PRECISION, require_batches, require_precision
 from inversion.errors import InputError
 from inversion.settings import Inversion
@@ -178,13 +178,30 @@ def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iter
 
 def make_inversion(flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inversion:
     """An inversion by itself: `flags`, then `inversion.key=value` overrides."""
-    values = dict(flags)
-    for layer in map(_parse_override, overrides):
-        if set(layer) != {"inversion"}:
-            raise InputError(f"override of {next(iter(layer))!r} does not belong here: write inversion.low_pass=0.7.")
-        values.update(layer["inversion"])
-    inversion: Inversion = _build(Inversion, values, "inversion.")
+    values = _overridden({"inversion": dict(flags)}, overrides, "inversion.low_pass=0.7")
+    inversion: Inversion = _build(Inversion, values["inversion"], "inversion.")
     return inversion
+
+
+def make_distillation(
+    inversion: dict[str, Any], batches: int, distillation: dict[str, Any], overrides: Iterable[str] = ()
+) -> tuple[Inversion, Distillation]:
+    """The inversion of so many `batches`, and how a student learns from them; an override names either."""
+    sections = {"inversion": dict(inversion), "distillation": dict(distillation)}
+    values = _overridden(sections, overrides, "distillation.learning_rate=0.05")
+    one: Inversion = _build(Inversion, {**values["inversion"], "images": values["inversion"]["batch"]}, "inversion.")
+    whole = len(one.shards()[0]) * one.images_per_trajectory  # v = 7 makes 126 of 128
+    settings: Distillation = _build(Distillation, values["distillation"], "distillation.")
+    return dataclasses.replace(one, images=batches * whole, batch=whole), settings
+
+
+def _overridden(sections: dict[str, dict[str, Any]], overrides: Iterable[str], example: str) -> dict[str, Any]:
+    for layer in map(_parse_override, overrides):
+        for name, values in layer.items():
+            if name not in sections:
+                raise InputError(f"override of {name!r} does not belong here: write {example}.")
+            sections[name].update(values)
+    return sections
 
 
 def _section_types() -> dict[str, type]:

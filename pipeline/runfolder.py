@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,25 @@ class StageResult:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes out of it; `InputError` where one is in it, or it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"run folder {str(folder)!r} is in use by another process: wait, or take --out.") from None
+    except OSError as error:
+        raise InputError(
+            f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """`with RunFolder(path) as run:` holds the folder's lock; the manifest is rewritten after each stage."""
 
@@ -50,25 +70,15 @@ class RunFolder:
         self.manifest: dict[str, Any] = {}
 
     def __enter__(self) -> RunFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
-            self._lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"run folder {str(self.path)!r} is in use by another process: wait, or take --out."
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"run folder {str(self.path)!r} is not writable ({error.strerror}): take another with --out."
-            ) from error
+        self._held = hold(self.path)
+        self._held.__enter__()
         self.manifest = _read_manifest(self.path / MANIFEST)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._held.__exit__(kind, error, trace)
 
     def begin(self, recipe: dict[str, Any], teacher: dict[str, Any]) -> None:
         """State what this run is; a verdict of an earlier recipe is taken back before anything runs."""

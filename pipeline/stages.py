@@ -192,12 +192,19 @@ class Build:
 
 
 def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
-    """The pictures that judge the result and do nothing else: `val_data`, or the built-in teacher's own."""
-    if recipe.val_data is not None:
-        return open_val_data(recipe.val_data, teacher.spec, recipe.class_map)
-    if recipe.class_map is not None:
-        raise InputError(f"class map {recipe.class_map!r} needs pictures: add --val-data.")
-    return digits_held_out(teacher.spec) if recipe.teacher == DIGITS_VIT and not recipe.checkpoint else None
+    """The pictures that judge a run."""
+    return judging_pictures(recipe.teacher, recipe.checkpoint, recipe.val_data, recipe.class_map, teacher)
+
+
+def judging_pictures(
+    name: str, checkpoint: Path | str | None, val_data: str | None, class_map: str | None, teacher: Teacher
+) -> ValData | None:
+    """The pictures that judge a result and do nothing else: `val_data`, or the built-in teacher's own."""
+    if val_data is not None:
+        return open_val_data(val_data, teacher.spec, class_map)
+    if class_map is not None:
+        raise InputError(f"class map {class_map!r} needs pictures: add --val-data.")
+    return digits_held_out(teacher.spec) if name == DIGITS_VIT and not checkpoint else None
 
 
 def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:

@@ -1,6 +1,22 @@
 """What every test runs under."""
 
 import os
+from dataclasses import replace
+
+import pytest
 
 # as the command line does, before torch is imported: spinning threads slow a busy machine many times over
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty of the built-in teacher's digits judge: enough to see that something is judged."""
+    from inversion.teacher import digits_vit, input_spec
+    from pipeline.valdata import digits_held_out
+
+    whole = digits_held_out(input_spec(digits_vit()))
+    few = list(whole.pictures())[::13]
+    monkeypatch.setattr(
+        "pipeline.stages.digits_held_out", lambda _: replace(whole, count=len(few), pictures=lambda: few)
+    )

@@ -277,7 +277,8 @@ def stages_of(method: str) -> tuple[list[Stage], int]:
     """Stages and trajectories of one of Table A1's columns: 196 patches, T = 4000, 128 images an iteration."""
     kind, _, level = method.partition("_")
     v = int(level[1:]) if kind == "pri" else 1
-    return schedule(kind, 196, 4000, v, int(level) if kind == "smi" else 76), 128 // v
+    job = Inversion(kind, iterations=4000, division_factor=v, sparsity=int(level) if kind == "smi" else 76)
+    return schedule(job, 196), 128 // v
 
 
 def published(teacher: str, method: str) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from inversion.settings import Inversion
 @pytest.mark.parametrize("v", [1, 2, 3, 4, 5, 6, 7, 196])
 def test_pri_tiles_the_grid(v: int) -> None:
     """K = floor(196 / v) patches leave as each image, the last holds the rest, and together they are all 196."""
-    stages = schedule("pri", 196, 4000, v, 76)
+    stages = schedule(Inversion("pri", iterations=4000, division_factor=v, sparsity=76, batch=0), 196)
     leaving = [stage.leave for stage in stages]
     assert leaving[:-1] == [196 // v] * (v - 1)
     assert leaving[-1] == 196 - (v - 1) * (196 // v)
@@ -23,14 +23,19 @@ def test_pri_tiles_the_grid(v: int) -> None:
 @pytest.mark.parametrize(("iterations", "v"), [(4000, 4), (4000, 3), (100, 7), (7, 7), (10, 4)])
 def test_pri_spends_all_iterations(iterations: int, v: int) -> None:
     """Detachment points are k * floor(T / v); the last stage takes what v does not divide."""
-    lengths = [stage.iterations for stage in schedule("pri", 196, iterations, v, 76)]
+    lengths = [
+        stage.iterations
+        for stage in schedule(Inversion("pri", iterations=iterations, division_factor=v, sparsity=76, batch=0), 196)
+    ]
     assert lengths[:-1] == [iterations // v] * (v - 1)
     assert sum(lengths) == iterations
 
 
 def test_dmi_is_one_dense_stage() -> None:
     """DMI keeps every patch to the end."""
-    assert schedule("dmi", 196, 4000, 4, 76) == [Stage(4000, 196, 196)]
+    assert schedule(Inversion("dmi", iterations=4000, division_factor=4, sparsity=76, batch=0), 196) == [
+        Stage(4000, 196, 196)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,7 @@ def test_dmi_is_one_dense_stage() -> None:
 )
 def test_smi_prunes_as_published(sparsity: int, active: list[int]) -> None:
     """SMI prunes a share of what is active at 50, 100, 200 and 300: 196, 137, 95, 66, 46 at 76% (appendix D)."""
-    stages = schedule("smi", 196, 4000, 4, sparsity)
+    stages = schedule(Inversion("smi", iterations=4000, division_factor=4, sparsity=sparsity, batch=0), 196)
     assert [stage.active for stage in stages] == active
     assert [stage.iterations for stage in stages] == [50, 50, 100, 100, 3700]
     assert [stage.active - stage.leave for stage in stages] == [*active[1:], 0]
@@ -48,21 +53,29 @@ def test_smi_prunes_as_published(sparsity: int, active: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("patches", "values", "message"),
     [
-        (("pri", 16, 100, 17, 76), "division factor 17 does not divide 16 patches: take 1 to 16."),
-        (("pri", 16, 100, 0, 76), "division factor 0 does not divide 16 patches: take 1 to 16."),
-        (("pri", 16, 3, 4, 76), "3 iterations are too few for division factor 4: take at least 4."),
-        (("smi", 196, 300, 4, 76), "300 iterations end before SMI's last pruning at 300: take more."),
-        (("smi", 196, 4000, 4, 60), "sparsity 60 is not one of SMI's: take 50, 76, 86."),
-        (("dmi", 196, 0, 4, 76), "0 iterations invert nothing: take at least 1."),
-        (("gan", 196, 100, 4, 76), "unknown method 'gan': take one of dmi, smi, pri."),
+        (16, {"division_factor": 17}, "division factor 17 does not divide 16 patches: take 1 to 16."),
+        (16, {"iterations": 3}, "3 iterations are too few for division factor 4: take at least 4."),
+        (
+            196,
+            {"method": "smi", "iterations": 300},
+            "300 iterations end before SMI's last pruning at 300: take more, or set prune_at.",
+        ),
+        (196, {"method": "smi", "sparsity": 60}, "sparsity 60 is not one of SMI's: take 50, 76, 86."),
     ],
 )
-def test_impossible_schedules_are_refused(arguments: tuple[str, int, int, int, int], message: str) -> None:
+def test_impossible_schedules_are_refused(patches: int, values: dict[str, object], message: str) -> None:
     """A schedule that cannot be kept is refused with the value and the limit."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        schedule(*arguments)
+        schedule(Inversion(**values), patches)
+
+
+def test_smi_prunes_where_it_is_told() -> None:
+    """A short inversion prunes earlier, by the same shares."""
+    stages = schedule(Inversion("smi", iterations=80, prune_at=(1, 2, 4, 6)), 196)
+    assert [stage.iterations for stage in stages] == [1, 1, 2, 2, 74]
+    assert [stage.active for stage in stages] == [196, 137, 95, 66, 46]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,9 @@ def test_impossible_schedules_are_refused(arguments: tuple[str, int, int, int, i
         ({"iterations": -1}, "iterations must be at least 1, not -1."),
         ({"batch": -1}, "batch -1 is less than one trajectory's 4 images: take more, or 0 for as many as fit."),
         ({"division_factor": 0}, "division_factor must be at least 1, not 0."),
+        ({"prune_at": (50, 50, 60, 70)}, "prune_at must be four rising iterations from 1 on, not [50, 50, 60, 70]."),
+        ({"prune_at": (0, 1, 2, 3)}, "prune_at must be four rising iterations from 1 on, not [0, 1, 2, 3]."),
+        ({"prune_at": (50,)}, "prune_at must be four rising iterations from 1 on, not [50]."),
         ({"selection": "high"}, "unknown selection 'high': take one of attention, low, random, top."),
         ({"precision": "float16"}, "unknown precision 'float16': take one of auto, float32, bfloat16."),
         ({"tv_norm": "l1"}, "unknown tv_norm 'l1': take one of image, batch."),
