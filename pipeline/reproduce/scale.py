@@ -35,8 +35,8 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(images=84, iterations=56, batch=84, few=28, epochs=10, batches=6, updates=8, seeds=1),
-    "small": Scale(images=336, iterations=168, batch=84, few=28, epochs=60, batches=24, updates=60, seeds=3),
+    "smoke": Scale(images=84, iterations=56, batch=84, few=28, epochs=10, batches=4, updates=8, seeds=1),
+    "small": Scale(images=168, iterations=112, batch=42, few=28, epochs=40, batches=12, updates=40, seeds=3),
     "paper": Scale(images=10_000, iterations=4000, batch=128, few=32, epochs=120, batches=120, updates=7500, seeds=1,
                    clip_norm=0.0, tv_weight=1e-4),
 }  # fmt: skip
