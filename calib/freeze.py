@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.attention import attention_quantizers
+from calib.layers import quantized_layers
 from calib.quantized import QuantizedWeights
-from calib.ranges import quantized_layers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from inversion.teacher import Teacher
 

@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from calib.ranges import quantized_layers
+from calib.layers import quantized_layers
 from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.attention import attention_quantizers
-from calib.ranges import quantized_layers
+from calib.layers import quantized_layers
 from calib.scheme import integer_range
 
 SMALLEST_STEP = 1e-8

@@ -10,13 +10,13 @@ from functools import partial
 
 from timm.models.vision_transformer import VisionTransformer
 
-from calib.attention import attention_layers
 from calib.fidelity import Fidelity, OnStep
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
+from calib.layers import quantized_layers
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, input_quantizers, insert_quantizers, quantized_layers
+from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Calibration, Rounding, Training
 from calib.views import Views, make_views, split_held_out
@@ -62,13 +62,6 @@ def quantize(
     on_update = step("training", training.updates)
     outcome = train(student, teacher.model, show(training.views), held_out, training, on_update)
     return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
-
-
-def require_layers(model: VisionTransformer, scheme: QuantScheme) -> None:
-    """Raises `InputError` where `scheme` asks for what `model` has not: a layer's name, or attention that quantizes."""
-    scheme.check(quantized_layers(model))
-    if scheme.attention != "float":
-        attention_layers(model)
 
 
 def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -> tuple[Callable[[str], Views], Views]:

@@ -16,10 +16,11 @@ from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.layers import quantized_layers
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, AUTO_METHODS, Calibration
 from calib.views import Views
@@ -31,12 +32,6 @@ SEARCH_IMAGES = 16
 """Of each group of views: enough to rank ranges, since the same images see every candidate."""
 SMALLEST_RANGE = 1e-30
 """Inputs that are all but 0 would get a step below float32's normal numbers, and be divided by 0."""
-LINEAR = (nn.Linear, nn.Conv2d)
-
-
-def quantized_layers(model: VisionTransformer) -> dict[str, Any]:
-    """Every linear, the patch embedding and the head, by timm name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
 
 
 def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTransformer:

@@ -17,8 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.layers import quantized_layers
 from calib.quantize import float_weights, material
-from calib.ranges import calibrate, input_quantizers, insert_quantizers, quantized_layers
+from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import Calibration
 from calib.views import Views, dense_views

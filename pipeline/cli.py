@@ -129,7 +129,7 @@ def invert(
 
     from inversion.teacher import load_teacher
     from pipeline.display import Display
-    from pipeline.stages import invert_with_bar
+    from pipeline.inverting import invert_with_bar
 
     invert_with_bar(load_teacher(teacher, checkpoint), job, out, Display(quiet), device)
 
@@ -227,7 +227,9 @@ def distill(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """A student learns the teacher from images that are inverted, used once and dropped.
+    """A student, taught by images that are used and dropped.
+
+    Each batch is inverted, serves one update, and is gone.
 
     The student goes on as `pipeline build --teacher STUDENT --checkpoint OUT/student.safetensors`.
     """
@@ -247,7 +249,7 @@ def distill(
     from inversion.teacher import load_teacher
     from pipeline import distillation
     from pipeline.display import Display
-    from pipeline.stages import judging_pictures
+    from pipeline.valdata import judging_pictures
 
     loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
     learner = load_student(
@@ -445,7 +447,7 @@ def reproduce(
     sizes: Annotated[list[str] | None, typer.Option("--set", help="A size of the scale, as in iterations=500.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """A table or figure of the paper, with the paper's numbers beside ours."""
+    """A table or figure of the paper, beside the paper's numbers."""
     from pipeline.reproduce.scale import choose_scale
 
     chosen = choose_scale(scale, sizes or ())
@@ -456,7 +458,7 @@ def reproduce(
     from pipeline.display import Display
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
-    from pipeline.stages import judging_pictures
+    from pipeline.valdata import judging_pictures
 
     experiment, display = find_experiment(name), Display(quiet)
     loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)

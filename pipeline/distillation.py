@@ -27,8 +27,7 @@ from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 from pipeline.display import Display
 from pipeline.gallery import png
-from pipeline.runfolder import hold, versions
-from pipeline.stages import describe_teacher
+from pipeline.runfolder import describe_teacher, hold, versions
 from pipeline.valdata import ValData
 
 STUDENT, RESULT, CURVE, PROGRESS = "student.safetensors", "distillation.json", "curve.png", "progress.safetensors"

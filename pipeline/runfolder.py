@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from inversion.errors import InputError
 from inversion.publish import publish
+
+if TYPE_CHECKING:
+    from inversion.teacher import Teacher
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -216,3 +219,10 @@ def _is_output(output: Any) -> bool:
         return False
     path = Path(str(output["path"]))
     return not path.is_absolute() and ".." not in path.parts
+
+
+def describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    """The `teacher` part of the manifest; `input_size` is [C, H, W]."""
+    spec = teacher.spec
+    size = [spec.channels, *spec.size]
+    return {"name": teacher.name, "sha256": teacher.sha256, "num_classes": spec.num_classes, "input_size": size}

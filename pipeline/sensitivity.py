@@ -12,8 +12,7 @@ import torch
 from rich.table import Table
 
 from calib.fidelity import Fidelity
-from calib.quantize import require_layers
-from calib.ranges import quantized_layers
+from calib.layers import quantized_layers, require_layers
 from calib.scheme import QuantScheme
 from calib.sensitivity import (
     LayerDamage,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.quantize import quantize, require_layers
+from calib.layers import require_layers
 from calib.quantized import QuantizedWeights
 from export.graph import export_float
 from export.kernels import require_quantized
@@ -22,8 +22,8 @@ from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
 from pipeline.labels import known_labels
 from pipeline.recipe import Recipe, make_recipe
-from pipeline.runfolder import RunFolder, load_manifest, product_digest
-from pipeline.stages import Build, describe_teacher, export_files, real_pictures
+from pipeline.runfolder import RunFolder, describe_teacher, load_manifest, product_digest
+from pipeline.stages import Build, export_files, real_pictures
 from pipeline.validation import Files, validate
 
 QUANTIZED = "quantized.safetensors"
@@ -35,6 +35,8 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     """Shards in, `quantized.safetensors` out."""
     if out.is_dir():
         raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
+    from calib.quantize import quantize  # ModelOpt loads for seconds, and only here
+
     teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     found = load_images(images)

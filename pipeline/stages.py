@@ -6,11 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calib.fidelity import Fidelity
-from calib.qat import Outcome
-from calib.quantize import Quantized, quantize, require_layers
+from calib.layers import require_layers
 from calib.quantized import QuantizedWeights
 from calib.views import split_held_out
 from export.engine import choose_backend, sidecar
@@ -21,19 +20,23 @@ from export.qdq import qdq_module
 from inversion.confidence import confidence_by_stage
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.invert import PROGRESS, invert, plan, settle
+from inversion.invert import PROGRESS, plan
 from inversion.machine import choose_device
 from inversion.publish import publish
-from inversion.settings import Inversion
-from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
+from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Advance, Display
+from pipeline.inverting import invert_with_bar
 from pipeline.labels import known_labels
 from pipeline.preprocess import preprocess_steps
 from pipeline.recipe import Recipe
 from pipeline.report import write_junit, write_report
-from pipeline.runfolder import RunFolder, StageResult, file_sha256, product_digest
-from pipeline.valdata import ValData, digits_held_out, open_val_data
+from pipeline.runfolder import RunFolder, StageResult, describe_teacher, file_sha256, product_digest
+from pipeline.valdata import ValData, judging_pictures
 from pipeline.validation import Files, Reference, fingerprint, validate
+
+if TYPE_CHECKING:
+    from calib.qat import Outcome
+    from calib.quantize import Quantized
 
 STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
@@ -111,6 +114,8 @@ class Build:
         recipe, path = self.recipe, self.folder / "quantized.safetensors"
 
         def work() -> StageResult:
+            from calib.quantize import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
+
             images = load_images(self.folder / "images")
             with self.display.phases() as on_phase:
                 quantized = quantize(
@@ -196,33 +201,6 @@ def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
     return judging_pictures(recipe.teacher, recipe.checkpoint, recipe.val_data, recipe.class_map, teacher)
 
 
-def judging_pictures(
-    name: str, checkpoint: Path | str | None, val_data: str | None, class_map: str | None, teacher: Teacher
-) -> ValData | None:
-    """The pictures that judge a result and do nothing else: `val_data`, or the built-in teacher's own."""
-    if val_data is not None:
-        return open_val_data(val_data, teacher.spec, class_map)
-    if class_map is not None:
-        raise InputError(f"class map {class_map!r} needs pictures: add --val-data.")
-    return digits_held_out(teacher.spec) if name == DIGITS_VIT and not checkpoint else None
-
-
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:
-    """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark, job = "", settle(teacher, job, device)
-
-    def on_step(done: int, loss: float) -> None:
-        nonlocal remark
-        remark = f"loss {loss:.3f}" if loss == loss else remark
-        advance(done, remark)
-
-    with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert(teacher, job, folder, on_step, device)
-    for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
-        stale.unlink()
-    return paths
-
-
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:
     """Ranges tried and what training did, all on held-out synthetic images."""
 
@@ -280,10 +258,3 @@ def export_files(
     publish(steps, json.dumps({**preprocess, "onnxruntime": session}, indent=1).encode())
     advance(3, "")
     return [model, baseline, *([packed] if four_bits else []), steps]
-
-
-def describe_teacher(teacher: Teacher) -> dict[str, Any]:
-    """The `teacher` part of the manifest; `input_size` is [C, H, W]."""
-    spec = teacher.spec
-    size = [spec.channels, *spec.size]
-    return {"name": teacher.name, "sha256": teacher.sha256, "num_classes": spec.num_classes, "input_size": size}

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor
 
 from inversion.errors import InputError
-from inversion.teacher import InputSpec
+from inversion.teacher import DIGITS_VIT, InputSpec, Teacher
 from pipeline.preprocess import transform
 
 DIGITS_HELD_OUT = 500
@@ -84,6 +83,8 @@ def digits_split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     Returns train pictures [1297, 8, 8] uint8 (0 black paper, 255 full ink), train labels [1297] int64, held-out
     pictures [500, 8, 8] and labels [500]. Every digit has the same share of both parts, to one picture.
     """
+    from sklearn.datasets import load_digits  # takes seconds to import
+
     digits = load_digits()
     pictures = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
@@ -99,14 +100,28 @@ def digits_split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def digits_held_out(spec: InputSpec) -> ValData:
     """The 500 digits that `digits_vit` never saw, resized to the teacher's input."""
-    _, _, pictures, labels = digits_split()
     if spec.num_classes != 10:
         raise InputError(f"the digits have 10 classes, the teacher {spec.num_classes}: give --val-data of your own.")
-    samples = [
+    return ValData(DIGITS_HELD_OUT, _held_out_pictures, transform(spec))
+
+
+def _held_out_pictures() -> list[Picture]:
+    _, _, pictures, labels = digits_split()
+    return [
         Picture(Image.fromarray(picture), int(label), f"digit {row}")
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
-    return ValData(len(samples), lambda: samples, transform(spec))
+
+
+def judging_pictures(
+    name: str, checkpoint: Path | str | None, val_data: str | None, class_map: str | None, teacher: Teacher
+) -> ValData | None:
+    """The pictures that judge a result and do nothing else: `val_data`, or the built-in teacher's own."""
+    if val_data is not None:
+        return open_val_data(val_data, teacher.spec, class_map)
+    if class_map is not None:
+        raise InputError(f"class map {class_map!r} needs pictures: add --val-data.")
+    return digits_held_out(teacher.spec) if name == DIGITS_VIT and not checkpoint else None
 
 
 def open_val_data(path: Path | str, spec: InputSpec, class_map: Path | str | None = None) -> ValData:

@@ -18,5 +18,5 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = digits_held_out(input_spec(digits_vit()))
     few = list(whole.pictures())[::13]
     monkeypatch.setattr(
-        "pipeline.stages.digits_held_out", lambda _: replace(whole, count=len(few), pictures=lambda: few)
+        "pipeline.valdata.digits_held_out", lambda _: replace(whole, count=len(few), pictures=lambda: few)
     )

@@ -26,9 +26,9 @@ from inversion.teacher import Teacher
 from pipeline.bench import METHODS, describe_device
 from pipeline.display import Display
 from pipeline.distillation import Job, Judge, Source, distill
+from pipeline.inverting import invert_with_bar
 from pipeline.reproduce.scale import Scale
-from pipeline.runfolder import versions
-from pipeline.stages import describe_teacher, invert_with_bar
+from pipeline.runfolder import describe_teacher, versions
 from pipeline.valdata import ValData
 
 PAPER_SEED = 42

@@ -7,8 +7,8 @@ import torch
 from small import inserted, small_teacher
 from torch import Generator, Tensor, nn
 
+from calib.layers import quantized_layers
 from calib.lsq import SMALLEST_STEP, LSQFunction, LSQQuantizer, keep_positive, learn_steps
-from calib.ranges import quantized_layers
 from calib.scheme import integer_range
 
 

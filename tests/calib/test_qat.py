@@ -13,11 +13,12 @@ from calib import qat
 from calib.features import feature_error, forward_features
 from calib.fidelity import Fidelity, fidelity, kl_to_teacher
 from calib.freeze import freeze
+from calib.layers import quantized_layers
 from calib.lsq import learn_steps
 from calib.qat import Lessons, Outcome, train
 from calib.quantize import Quantized, quantize
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, quantized_layers
+from calib.ranges import calibrate
 from calib.scheme import QuantScheme
 from calib.settings import Calibration, Rounding, Training
 from calib.views import Views

@@ -8,8 +8,9 @@ from small import CPU, inserted, small_teacher, sparse_images, views
 from torch import Tensor
 
 from calib.fidelity import fidelity
+from calib.layers import quantized_layers
 from calib.lsq import learn_steps
-from calib.ranges import SHARES, calibrate, input_quantizers, insert_quantizers, quantized_layers, shrink_ranges
+from calib.ranges import SHARES, calibrate, input_quantizers, insert_quantizers, shrink_ranges
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import AUTO_METHODS, Calibration
 from calib.views import Views, make_views

@@ -5,7 +5,7 @@ import torch
 from small import small_teacher, sparse_images
 
 from calib.fidelity import Fidelity, kl_to_teacher
-from calib.ranges import quantized_layers
+from calib.layers import quantized_layers
 from calib.scheme import LayerBits, QuantScheme
 from calib.sensitivity import (
     LayerDamage,

@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
 from calib.freeze import freeze
+from calib.layers import quantized_layers
 from calib.lsq import keep_positive, learn_steps
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, input_quantizers, insert_quantizers, quantized_layers
+from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Calibration
 from calib.views import Views

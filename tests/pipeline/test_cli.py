@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inversion.teacher import DIGITS_WEIGHTS
-from pipeline import cli, stages
+from pipeline import cli, inverting
 
-VERBS = ("build", "invert", "quantize", "sensitivity", "export", "engine", "validate", "report", "gallery",
-         "doctor", "bench")  # fmt: skip
+VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report", "gallery",
+         "reproduce", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_refused(
         raise AssertionError("work began")
 
     if line.startswith("build"):
-        monkeypatch.setattr(stages, "invert", work)
+        monkeypatch.setattr(inverting, "invert", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
     assert run(monkeypatch, line) == 2
     out, err = capfd.readouterr()
