@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from calib.augment import random_crops
+from calib.checkpoint import Checkpoint
 from calib.features import feature_error, forward_features
 from calib.fidelity import Fidelity, OnStep, fidelity, kl_to_teacher
 from calib.lsq import keep_positive, learn_steps
@@ -46,39 +46,113 @@ def train(
     held_out: Views,
     settings: Training,
     on_update: OnStep | None = None,
+    checkpoint: Checkpoint | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
 
     Those may be the ones that it came with: training that does not help on held-out synthetic images changes
-    nothing. Raises `NumericalError` when the loss stops being finite.
+    nothing. With a `checkpoint`, what was saved there goes on, with the bytes that it would have had; `notes` are
+    saved beside it. Raises `NumericalError` when the loss stops being finite.
     """
-    steps = learn_steps(student)
-    lessons = Lessons(teacher, images, settings)
-    if lessons.half:
-        prefer_plain_attention(student, lessons.device)
-    optimizer = _optimizer(student, steps, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, settings))
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-    best = _Best(student, held_out, held_out.logits(teacher))
-    every = max(1, math.ceil(settings.updates / settings.checks))
-    for done in range(1, settings.updates + 1):
-        loss, divergence = lessons.next(student)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        keep_positive(steps)
-        if average:
-            average.update_parameters(student)
-        _require_finite(loss, done, settings)
+    trainer = Trainer(student, teacher, images, held_out, settings)
+    saved = checkpoint.load() if checkpoint else None
+    if saved:
+        trainer.restore(*saved)
+    else:
+        trainer.best.check(student, None, 0)
+    while trainer.goes_on():
+        if checkpoint and (checkpoint.due or not trainer.done):
+            checkpoint.save(trainer.tensors(), {**trainer.about(), "notes": notes})
+        divergence = trainer.update()
         if on_update:
-            on_update(done, float(divergence))
-        if done % every == 0 or done == settings.updates:
-            best.check(student, average and average.module, done)
-            if best.stale >= settings.patience:
-                break
-    student.load_state_dict(best.state)
-    return Outcome(best.history[0][1], best.fidelity, best.update, best.averaged, tuple(best.history))
+            on_update(trainer.done, divergence)
+    return trainer.conclude()
+
+
+class Trainer:
+    """A training at some update. `tensors` and `about` are all that another needs to go on as this one would."""
+
+    def __init__(
+        self,
+        student: VisionTransformer,
+        teacher: VisionTransformer,
+        images: Views,
+        held_out: Views,
+        settings: Training,
+    ) -> None:
+        self.student, self.settings, self.done = student, settings, 0
+        self.steps = learn_steps(student)
+        self.lessons = Lessons(teacher, images, settings)
+        if self.lessons.half:
+            prefer_plain_attention(student, self.lessons.device)
+        self.optimizer = _optimizer(student, self.steps, settings)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: _rate(done, settings))
+        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
+        self.best = _Best(held_out, held_out.logits(teacher))
+
+    def goes_on(self) -> bool:
+        return self.done < self.settings.updates and self.best.stale < self.settings.patience
+
+    def update(self) -> float:
+        """One batch, and where it is due a look at the held-out images; returns the batch's KL to the teacher."""
+        loss, divergence = self.lessons.next(self.student)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        keep_positive(self.steps)
+        if self.average:
+            self.average.update_parameters(self.student)
+        self.done += 1
+        _require_finite(loss, self.done, self.settings)
+        every = max(1, math.ceil(self.settings.updates / self.settings.checks))
+        if self.done % every == 0 or self.done == self.settings.updates:
+            self.best.check(self.student, self.average and self.average.module, self.done)
+        return float(divergence)
+
+    def conclude(self) -> Outcome:
+        """Give the student the best state; `goes_on` is over."""
+        best = self.best
+        self.student.load_state_dict(best.state)
+        return Outcome(best.history[0][1], best.fidelity, best.update, best.averaged, tuple(best.history))
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts: dict[str, dict[str, Tensor]] = {
+            "student": self.student.state_dict(),
+            "best": self.best.state,
+            "lessons": self.lessons.state(),
+            **{f"optimizer.{index}": values for index, values in self.optimizer.state_dict()["state"].items()},
+        }
+        if self.average:
+            parts["average"] = self.average.state_dict()
+        return {f"{part}/{key}": value for part, values in parts.items() for key, value in values.items()}
+
+    def about(self) -> dict[str, Any]:
+        best = self.best
+        history = [(update, dataclasses.asdict(found)) for update, found in best.history]
+        return {
+            "done": self.done,
+            "groups": self.optimizer.state_dict()["param_groups"],
+            "best": {"update": best.update, "averaged": best.averaged, "stale": best.stale, "history": history},
+        }
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, name = key.split("/", 1)
+            parts.setdefault(part, {})[name] = value
+        self.student.load_state_dict(parts["student"])
+        self.lessons.restore(parts["lessons"])
+        if self.average:
+            self.average.load_state_dict(parts["average"])
+        momenta = {int(name.split(".")[1]): values for name, values in parts.items() if name.startswith("optimizer.")}
+        self.optimizer.load_state_dict({"state": momenta, "param_groups": about["groups"]})
+        self.schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self.schedule.last_epoch = self.done = about["done"]
+        best = about["best"]
+        history = [(update, Fidelity(**found)) for update, found in best["history"]]
+        self.best.restore(parts["best"], best["update"], best["averaged"], best["stale"], history)
 
 
 class Lessons:
@@ -91,7 +165,7 @@ class Lessons:
     def __init__(self, teacher: VisionTransformer, images: Views, settings: Training) -> None:
         self.teacher, self.images, self.settings = teacher, images, settings
         self.generator = Generator().manual_seed(settings.seed)
-        self.batches = self._endless()
+        self.rows = [_Rows(len(kept), self.generator) for _, kept in images.groups]
         self.device = images.groups[0][0].device
         self.half = choose_precision(settings.precision, self.device) == torch.bfloat16
         once = not settings.crops and not settings.feature_weight
@@ -99,7 +173,7 @@ class Lessons:
 
     def next(self, student: VisionTransformer) -> tuple[Tensor, Tensor]:
         """(loss, KL to the teacher alone, detached) of `student` on the next batch."""
-        group, rows = next(self.batches)
+        group, rows = self.draw()
         patches, kept = (part[rows] for part in self.images.groups[group])
         if self.settings.crops:
             patches = self._cropped(patches)
@@ -127,39 +201,63 @@ class Lessons:
         size, grid = self.teacher.patch_embed.patch_size, self.teacher.patch_embed.grid_size
         return patchify(random_crops(unpatchify(patches, grid, size), self.generator), size)
 
-    def _endless(self) -> Iterator[tuple[int, Tensor]]:
-        """(group, rows) of batches that are all full; a group's turn comes as often as it has images."""
-        sizes = [len(kept) for _, kept in self.images.groups]
-        streams = [self._shuffled(size) for size in sizes]
-        while True:
-            group = int(torch.multinomial(torch.tensor(sizes).double(), 1, generator=self.generator))
-            count = min(self.settings.batch, sizes[group])
-            yield group, torch.tensor(list(itertools.islice(streams[group], count)))
+    def draw(self) -> tuple[int, Tensor]:
+        """(group, rows) of the next batch, which is full; a group's turn comes as often as it has images."""
+        sizes = torch.tensor([rows.count for rows in self.rows])
+        group = int(torch.multinomial(sizes.double(), 1, generator=self.generator))
+        return group, torch.tensor(self.rows[group].take(min(self.settings.batch, int(sizes[group]))))
 
-    def _shuffled(self, count: int) -> Iterator[int]:
-        """Every row once in random order before any comes again."""
-        while True:
-            yield from torch.randperm(count, generator=self.generator).tolist()
+    def state(self) -> dict[str, Tensor]:
+        ahead = {f"ahead.{group}": torch.tensor(rows.ahead, dtype=torch.int64) for group, rows in enumerate(self.rows)}
+        return {"generator": self.generator.get_state(), **ahead}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        for group, rows in enumerate(self.rows):
+            rows.ahead = state[f"ahead.{group}"].tolist()
+
+
+class _Rows:
+    """The rows of a group without end: every one once in random order before any comes again."""
+
+    def __init__(self, count: int, generator: Generator) -> None:
+        self.count, self.generator = count, generator
+        self.ahead: list[int] = []
+
+    def take(self, number: int) -> list[int]:
+        while len(self.ahead) < number:
+            self.ahead += torch.randperm(self.count, generator=self.generator).tolist()
+        taken, self.ahead = self.ahead[:number], self.ahead[number:]
+        return taken
 
 
 class _Best:
     """The state of least KL on held-out images seen so far."""
 
-    def __init__(self, student: VisionTransformer, held_out: Views, logits: list[Tensor]) -> None:
+    fidelity: Fidelity
+    state: dict[str, Tensor]
+
+    def __init__(self, held_out: Views, logits: list[Tensor]) -> None:
         self.held_out, self.logits = held_out, logits
-        self.fidelity = fidelity(student, held_out, logits)
-        self.state, self.update, self.averaged, self.stale = _snapshot(student), 0, False, 0
-        self.history = [(0, self.fidelity)]
+        self.update, self.averaged, self.stale = 0, False, 0
+        self.history: list[tuple[int, Fidelity]] = []
 
     def check(self, student: VisionTransformer, average: Any | None, update: int) -> None:
         """Judge `student` and, where there is one, the average; the better of both enters the history."""
         judged = [(fidelity(model, self.held_out, self.logits), model) for model in (student, average) if model]
         now, model = min(judged, key=lambda pair: pair[0])
+        first = not self.history
         self.history.append((update, now))
         self.stale += 1
-        if now < self.fidelity:
+        if first or now < self.fidelity:
             self.fidelity, self.state, self.update, self.stale = now, _snapshot(model), update, 0
             self.averaged = model is average
+
+    def restore(
+        self, state: dict[str, Tensor], update: int, averaged: bool, stale: int, history: list[tuple[int, Fidelity]]
+    ) -> None:
+        self.state, self.update, self.averaged, self.stale, self.history = state, update, averaged, stale, history
+        self.fidelity = dict(history)[update]
 
 
 def _optimizer(student: VisionTransformer, steps: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from calib.checkpoint import Checkpoint
 from calib.fidelity import Fidelity, OnStep
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
 from calib.layers import quantized_layers
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, input_quantizers, insert_quantizers
+from calib.ranges import calibrate, input_quantizers, insert_quantizers, some_ranges
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Calibration, Rounding, Training
 from calib.views import Views, make_views, split_held_out
@@ -46,22 +52,49 @@ def quantize(
     rounding: Rounding,
     training: Training,
     on_phase: OnPhase | None = None,
+    checkpoint: Path | None = None,
 ) -> Quantized:
-    """Set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone."""
+    """Set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
+
+    Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
+    with the same bytes; at the end it is removed.
+    """
 
     def step(phase: str, total: int) -> OnStep | None:
         return on_phase and (lambda done, kl: on_phase(phase, done, total, kl))
 
     show, held_out = material(teacher, images, calibration)
     student = insert_quantizers(teacher.model, scheme)
-    with float_weights(student):
-        on_range = step("ranges", len(input_quantizers(student)))
-        method, tried = calibrate(student, teacher.model, show(calibration.views), held_out, calibration, on_range)
-    if rounding.method == "gptq":
-        round_weights(student, scheme, show(rounding.views), rounding, on_phase)
+    identity = _identity(teacher, images, scheme, calibration, rounding, training)
+    kept = Checkpoint(checkpoint, identity) if checkpoint else None
+    saved = kept.load() if kept else None
+    if saved:
+        some_ranges(student)  # training restores its own
+        method, tried = _found(saved[1]["notes"])
+    else:
+        with float_weights(student):
+            on_range = step("ranges", len(input_quantizers(student)))
+            method, tried = calibrate(student, teacher.model, show(calibration.views), held_out, calibration, on_range)
+        if rounding.method == "gptq":
+            round_weights(student, scheme, show(rounding.views), rounding, on_phase)
+    notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
     on_update = step("training", training.updates)
-    outcome = train(student, teacher.model, show(training.views), held_out, training, on_update)
-    return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
+    outcome = train(student, teacher.model, show(training.views), held_out, training, on_update, kept, notes)
+    quantized = Quantized(freeze(student, teacher, scheme), method, tried, outcome)
+    if kept:
+        kept.remove()
+    return quantized
+
+
+def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *settings: Any) -> str:
+    """A hash of all that the result depends on."""
+    about = [teacher.sha256, images.sha256(), [dataclasses.asdict(part) for part in (scheme, *settings)]]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _found(notes: dict[str, Any]) -> tuple[str, dict[str, Fidelity]]:
+    """The range method taken, and what each one tried gave, as a checkpoint noted them."""
+    return notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
 
 
 def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -> tuple[Callable[[str], Views], Views]:

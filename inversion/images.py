@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +17,8 @@ from inversion.sparse import unpatchify
 from inversion.tensorfile import read_tensors, write_tensors
 
 FORMAT = "patch-rebirth.images/1"
+MOST_EMPTY = 100
+"""How many times larger than its patches a shard's pictures may be: more is no inversion, and would fill the memory."""
 TYPES = {
     "patches": torch.float16,
     "kept": torch.int16,
@@ -87,6 +92,13 @@ class SparseImages:
         flat[place[live]] = self.patches[live].float()
         return unpatchify(flat.view(canvases, rows * columns, -1), self.grid, self.patch_size)
 
+    def sha256(self) -> str:
+        """Of all pixels, positions, labels and metadata."""
+        digest = hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode())
+        for name, dtype in TYPES.items():
+            digest.update(getattr(self, name).to(dtype).contiguous().numpy())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write one shard, whole or not at all; the same images give the same bytes."""
         tensors = {name: getattr(self, name).to(dtype) for name, dtype in TYPES.items()}
@@ -99,6 +111,8 @@ class SparseImages:
         tensors, metadata = read_tensors(path, FORMAT, mend)
         if {name: tensor.dtype for name, tensor in tensors.items()} != TYPES:
             raise InputError(f"{str(path)!r} does not hold the tensors of a shard: {mend}")
+        if wrong := _contradiction(tensors, metadata):
+            raise InputError(f"{str(path)!r} is no shard, as {wrong}: {mend}")
         tensors["patches"] = tensors["patches"].float()
         return cls(**tensors, metadata=metadata)
 
@@ -124,6 +138,29 @@ def load_images(folder: Path) -> SparseImages:
             if part.metadata.get(key) != parts[0].metadata.get(key):
                 raise InputError(f"{str(path)!r} has another {key} than the first shard: keep one inversion a folder.")
     return join(parts)
+
+
+def _contradiction(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str | None:
+    """What cannot be in a shard, in words; None for a whole one."""
+    sizes = [re.fullmatch(r"(\d{1,4})x(\d{1,4})", metadata.get("grid", "")),
+             re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", metadata.get("patch_size", "")),
+             re.fullmatch(r"(\d{1,4})", metadata.get("channels", "3"))]  # fmt: skip
+    if None in sizes:
+        return f"grid {metadata.get('grid')!r} or patch size {metadata.get('patch_size')!r} is none"
+    grid, patch, channels = ([int(number) for number in found.groups() if number] for found in sizes if found)
+    places, pixels = grid[0] * grid[1], channels[0] * patch[0] * patch[-1]
+    patches, kept = tensors["patches"], tensors["kept"]
+    images = len(kept) if kept.dim() == 2 else 0
+    shapes = {"patches": (*kept.shape, pixels), "labels": (images,), "stage": (images,), "trajectory": (images,)}
+    if not images or any(tensors[name].shape != shape for name, shape in shapes.items()):
+        return "the shapes of its tensors do not agree"
+    if not places or int(kept.min()) < -1 or int(kept.max()) >= places:
+        return f"patches lie outside the grid of {metadata['grid']}"
+    if len(tensors["trajectory"].unique()) * places > MOST_EMPTY * kept.numel():
+        return "it is all but empty"
+    if not bool(torch.isfinite(patches).all()):
+        return "pixels are not finite numbers"
+    return None
 
 
 def _pad(images: SparseImages, count: int) -> SparseImages:

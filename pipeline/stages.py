@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
+TRAINING = "training.safetensors"
+"""What interrupted training goes on from; a finished stage leaves none."""
 VERDICTS = ("report.html", "junit.xml")
 
 
@@ -119,8 +121,9 @@ class Build:
             images = load_images(self.folder / "images")
             with self.display.phases() as on_phase:
                 quantized = quantize(
-                    self.teacher, images, self.scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase
-                )
+                    self.teacher, images, self.scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase,
+                    self.folder / TRAINING,
+                )  # fmt: skip
             quantized.weights.save(path)
             return StageResult([path], describe_quantized(quantized))
 

@@ -43,7 +43,7 @@ def sparse_images(trajectories: int, pictures: Tensor | None = None) -> SparseIm
         labels=(trajectory % 5).to(torch.int32),
         stage=torch.tensor([1, 2, 3], dtype=torch.int8).repeat(trajectories),
         trajectory=trajectory.to(torch.int32),
-        metadata={"grid": "4x4", "patch_size": "8", "teacher_sha256": "0" * 64},
+        metadata={"grid": "4x4", "patch_size": "8", "channels": "1", "teacher_sha256": "0" * 64},
     )
 
 

@@ -1,5 +1,7 @@
 """Training never does harm, depends on its seed alone, and freezes to integers."""
 
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from calib.freeze import freeze
 from calib.layers import quantized_layers
 from calib.lsq import learn_steps
 from calib.qat import Lessons, Outcome, train
-from calib.quantize import Quantized, quantize
+from calib.quantize import OnPhase, Quantized, quantize
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate
 from calib.scheme import QuantScheme
@@ -122,6 +124,77 @@ def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, ki
         ways.append(found.training.history)
     assert files[0] == files[1]
     assert ways[0] == ways[1] != ways[2]
+
+
+def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calib.checkpoint.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("calib.checkpoint.LARGEST_SHARE", math.inf)
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 6])
+@pytest.mark.parametrize(("optimizer", "ema", "kind"), [("adam", 0.5, "mixed"), ("sgd", 0.0, "sparse")])
+def test_interrupted_training_ends_with_the_same_bytes(
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: int,
+    optimizer: str,
+    ema: float,
+    kind: str,
+) -> None:
+    """Stopped in any update and called again, training goes on: the same file, the same history, no range set anew."""
+    save_always(monkeypatch)
+    settings = replace(SHORT, optimizer=optimizer, ema=ema, views=kind, crops=kind == "mixed", learning_rate=1e-5)
+    whole, path = result(teacher, settings), tmp_path / "training.safetensors"
+
+    def again(on_phase: OnPhase) -> Quantized:
+        return quantize(teacher, sparse_images(8), QuantScheme.parse("w4a8"), MAX, Rounding(), settings, on_phase, path)
+
+    def stop(phase: str, done: int, _total: int, _kl: float) -> None:
+        if phase == "training" and done == stopped:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        again(stop)
+    assert path.exists()
+    seen: list[tuple[str, int]] = []
+    resumed = again(lambda phase, done, *_: seen.append((phase, done)))
+    assert seen == [("training", done) for done in range(stopped, settings.updates + 1)]
+    assert (resumed.training, resumed.method, resumed.tried) == (whole.training, whole.method, whole.tried)
+    assert not path.exists()
+    for name, found in (("whole", whole), ("resumed", resumed)):
+        found.weights.save(tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "resumed").read_bytes()
+
+
+def test_the_checkpoint_of_another_training_is_not_taken_up(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other settings, other images or half a file: everything starts anew, and nothing is lost or refused."""
+    save_always(monkeypatch)
+    path, kept = tmp_path / "training.safetensors", tmp_path / "kept"
+
+    def starts(settings: Training, images: int = 8) -> bool:
+        seen: list[tuple[str, int]] = []
+
+        def stop(phase: str, done: int, _total: int, _kl: float) -> None:
+            seen.append((phase, done))
+            if (phase, done) == ("training", 2):
+                raise KeyboardInterrupt
+
+        scheme = QuantScheme.parse("w4a8")
+        with pytest.raises(KeyboardInterrupt):
+            quantize(teacher, sparse_images(images), scheme, MAX, Rounding(), settings, stop, path)
+        return seen[0][0] == "rounding"
+
+    assert starts(SHORT)
+    shutil.copy(path, kept)
+    assert not starts(SHORT)
+    for settings, images in ((replace(SHORT, seed=1), 8), (SHORT, 9)):
+        shutil.copy(kept, path)
+        assert starts(settings, images)
+    path.write_bytes(kept.read_bytes()[:-9])
+    assert starts(SHORT)
 
 
 def test_the_teacher_is_left_alone(teacher: Teacher) -> None:
@@ -258,7 +331,7 @@ def test_bfloat16_trains_too(teacher: Teacher) -> None:
 def test_batches_are_full_and_show_every_image(teacher: Teacher) -> None:
     """No batch is smaller for standing at the end of an epoch; larger groups come as often as their size says."""
     lessons = Lessons(teacher.model, views(5, "sparse"), replace(SHORT, views="sparse"))  # groups of 5 and of 10
-    drawn = [next(lessons.batches) for _ in range(60)]
+    drawn = [lessons.draw() for _ in range(60)]
     assert all(len(rows) == 4 and len(set(rows.tolist())) >= 3 for _, rows in drawn)
     for group, size in ((0, 5), (1, 10)):
         rows = torch.cat([rows for number, rows in drawn if number == group])

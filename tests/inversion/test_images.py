@@ -15,7 +15,7 @@ from inversion.images import TYPES, SparseImages, join, load_images
 from inversion.sparse import patchify
 
 GRID, PATCH, CHANNELS = (2, 3), (4, 4), 2
-METADATA = {"grid": "2x3", "patch_size": "4", "method": "pri", "seed": "0", "teacher_sha256": "a" * 64}
+METADATA = {"grid": "2x3", "patch_size": "4", "channels": "2", "method": "pri", "seed": "0", "teacher_sha256": "a" * 64}
 
 
 def dense_pictures(count: int) -> Tensor:
@@ -42,6 +42,7 @@ def tiling(pictures: Tensor, parts: list[list[int]], first: int = 0) -> SparseIm
     return SparseImages(**{name: torch.stack([row[name] for row in rows]) for name in TYPES}, metadata=METADATA)
 
 
+ANOTHER = {"teacher_sha256": "b" * 64, "grid": "6x1", "patch_size": "2x8"}
 RAGGED = [[5, 0], [1, 3], [2], [4]]
 
 
@@ -159,7 +160,7 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path, key: str
     """One folder holds the images of one teacher."""
     images = tiling(dense_pictures(1), RAGGED)
     images.save(tmp_path / "shard-00000.safetensors")
-    other = replace(images, metadata={**METADATA, key: "6x1" if key == "grid" else "8"})
+    other = replace(images, metadata={**METADATA, key: ANOTHER[key]})
     other.save(tmp_path / "shard-00001.safetensors")
     with pytest.raises(InputError, match=rf"00001.safetensors' has another {key} than the first shard: keep one inv"):
         load_images(tmp_path)

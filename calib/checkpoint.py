@@ -1,0 +1,53 @@
+"""The file that interrupted training goes on from."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inversion.errors import InputError
+from inversion.tensorfile import read_tensors, write_tensors
+
+FORMAT = "patch-rebirth.training/1"
+SAVE_EVERY_S = 60.0
+LARGEST_SHARE = 0.05
+"""Of the time that saving may take: large models are saved less often."""
+
+
+class Checkpoint:
+    """`identity` says of which training the file at `path` is; one of another, or a damaged one, counts as none."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self._next = time.monotonic() + SAVE_EVERY_S
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def save(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """`about` is what JSON holds; floats come back bit for bit."""
+        start = time.monotonic()
+        copies = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        write_tensors(self.path, copies, {"format": FORMAT, "identity": self.identity, "about": json.dumps(about)})
+        now = time.monotonic()
+        self._next = now + max(SAVE_EVERY_S, (now - start) / LARGEST_SHARE)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save` was given last, or None."""
+        if not self.path.is_file():
+            return None
+        try:
+            tensors, metadata = read_tensors(self.path, FORMAT, "it is made again.")
+        except InputError:
+            return None
+        if metadata.get("identity") != self.identity:
+            return None
+        return tensors, json.loads(metadata["about"])
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
