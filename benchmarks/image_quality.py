@@ -37,7 +37,7 @@ from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import Calibration
 from calib.views import Views, dense_views, make_views
 from export.compare import compare, wilson_interval
-from inversion.confidence import confidence_by_stage
+from inversion.confidence import confidence_by_stage, target_confidence
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.leaves import dead_leaves
@@ -197,7 +197,7 @@ def image_sets(folders: list[Path], teacher: Teacher, most: int | None) -> Itera
     for name, images in load_sets(folders, teacher, most):
         views = make_views(images, "mosaic", teacher.device)
         about = {"images": len(images), "mosaics": len(views), "recipe": recipe(images)}
-        about["confidence_by_stage"] = confidence_by_stage(teacher, images)
+        about["confidence_by_stage"] = confidence_by_stage(target_confidence(teacher, images), images)
         yield ImageSet(name, views, about)
 
 

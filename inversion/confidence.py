@@ -11,6 +11,9 @@ from inversion.images import SparseImages
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 
+FLAT = 1e-3
+"""Of a normalised pixel."""
+SURER_THAN_CHANCE = 2.0
 Advance = Callable[[int, str], None]
 """Called with (images done, a short remark)."""
 
@@ -30,7 +33,28 @@ def target_confidence(teacher: Teacher, images: SparseImages, advance: Advance |
     return found
 
 
-def confidence_by_stage(teacher: Teacher, images: SparseImages) -> list[float]:
-    """Mean of `target_confidence` by detachment point (Figure 6 of the paper)."""
-    found = target_confidence(teacher, images)
+def one_coloured(images: SparseImages) -> int:
+    """How many images show nothing: all pixels of a channel alike, in every channel."""
+    of_channel = images.patches.unflatten(-1, (int(images.metadata["channels"]), -1))
+    absent = (images.kept < 0)[:, :, None, None]
+    low, high = (of_channel.masked_fill(absent, fill) for fill in (torch.inf, -torch.inf))
+    return int(((high.amax((1, 3)) - low.amin((1, 3))).amax(1) < FLAT).sum())
+
+
+def warnings_of(teacher: Teacher, images: SparseImages, confidence: Tensor) -> list[str]:
+    """What makes these images poor teachers, a sentence each; `confidence` [M] is their `target_confidence`."""
+    found: list[str] = []
+    chance = 1 / teacher.spec.num_classes
+    if flat := one_coloured(images):
+        found.append(f"{flat} of {len(images)} synthetic images are of one colour: lower inversion.tv_weight.")
+    if float(confidence.mean()) < SURER_THAN_CHANCE * chance:
+        found.append(
+            f"the teacher's confidence in its synthetic images, {float(confidence.mean()):.2g}, is that of chance "
+            f"({chance:.2g}): raise inversion.iterations, or change inversion.learning_rate."
+        )
+    return found
+
+
+def confidence_by_stage(found: Tensor, images: SparseImages) -> list[float]:
+    """Mean of `target_confidence` [M] by detachment point (Figure 6 of the paper)."""
     return [round(float(found[images.stage == stage].mean()), 4) for stage in images.stage.unique()]

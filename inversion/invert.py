@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import timm
 import torch
 from torch import Generator, Tensor
 
@@ -21,6 +22,8 @@ from inversion.teacher import Teacher
 from inversion.tensorfile import write_tensors
 
 CHECK_EVERY = 25
+ATTEMPTS = 3
+"""At a shard whose loss stops being finite, each from other noise."""
 PROGRESS = "progress.safetensors"
 PROGRESS_FORMAT = "patch-rebirth.progress/1"
 PROGRESS_TRAJECTORIES = 4
@@ -57,7 +60,8 @@ def invert_shard(
 ) -> SparseImages:
     """One batch of trajectories, from noise to sparse images; depends on (teacher, job, number) alone.
 
-    Raises `NumericalError` when the loss stops being finite.
+    A loss that stops being finite is met by starting again from other noise; the shard's metadata then say which
+    `attempt` it is. Raises `NumericalError` when all of them fail.
     """
     return Inverter(teacher, job, device).shard(number, on_step)[0]
 
@@ -102,6 +106,9 @@ def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.d
         "shard": str(number),
         "trajectories": f"{trajectories.start}-{trajectories.stop - 1}",
         "teacher_sha256": teacher.sha256,
+        # another version may round otherwise; a build of the same for other hardware does not make shards anew
+        "torch": torch.__version__.split("+")[0],
+        "timm": timm.__version__,
     }
 
 
@@ -130,10 +137,16 @@ class Inverter:
 
     def shard(self, number: int, on_step: OnStep | None = None) -> tuple[SparseImages, dict[str, Tensor]]:
         """The images of one shard, and the tensors of its progress. Out of memory, fewer pass the model at once."""
+        attempt = 0
         while True:
-            loop = self.loop(number)
+            loop = self.loop(number, attempt)
             try:
-                return self._run(loop, number, on_step)
+                return self._run(loop, number, attempt, on_step)
+            except NumericalError as error:
+                attempt += 1
+                if attempt == ATTEMPTS:
+                    raise NumericalError(f"{attempt} times, each from other noise, {error}") from error
+                continue
             except torch.OutOfMemoryError:
                 if loop.chunk == 1:
                     raise
@@ -141,16 +154,19 @@ class Inverter:
             del loop
             torch.cuda.empty_cache()
 
-    def loop(self, number: int) -> Loop:
-        """The shard's trajectories as noise."""
+    def loop(self, number: int, attempt: int = 0) -> Loop:
+        """The shard's trajectories as noise, other noise at each attempt."""
         trajectories = self.job.shards()[number]
         labels = _labels(trajectories, self.job.classes or range(self.teacher.spec.num_classes), self.job.seed)
-        generator = _generator(self.job.seed, "shard", number)
+        generator = _generator(self.job.seed, f"shard, attempt {attempt}" if attempt else "shard", number)
         return Loop(self.teacher, self.model, self.job, labels, generator, self.most_at_once)
 
-    def _run(self, loop: Loop, number: int, on_step: OnStep | None) -> tuple[SparseImages, dict[str, Tensor]]:
+    def _run(
+        self, loop: Loop, number: int, attempt: int, on_step: OnStep | None
+    ) -> tuple[SparseImages, dict[str, Tensor]]:
         job, trajectories = self.job, self.job.shards()[number]
         metadata = shard_metadata(self.teacher, job, number, self.dtype)
+        metadata |= {"attempt": str(attempt)} if attempt else {}
         images, pictures = [], []
         for number_of_stage, stage in enumerate(self.stages, start=1):
             loop.run(stage.iterations, lambda: _report(loop, number, job, on_step))

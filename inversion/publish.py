@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step that an interruption cannot split."""
+    """Put `data` at `path` in one step that an interruption cannot split; an `OSError` names `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -15,5 +15,7 @@ def publish(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # a write to a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)

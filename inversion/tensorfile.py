@@ -37,3 +37,9 @@ def read_tensors(path: Path, file_format: str, mend: str) -> tuple[dict[str, Ten
     if metadata.get("format") != file_format:
         raise InputError(f"{str(path)!r} is not of the format {file_format}: {mend}")
     return tensors, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file that was read before."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

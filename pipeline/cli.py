@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from json import dumps
 from pathlib import Path
@@ -45,6 +46,7 @@ Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
 Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
 Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="The lines of run.log, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
@@ -63,11 +65,19 @@ def build(
     seed: Seed = None,
     junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
     device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+    anew_from: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it again.")] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """All stages: a teacher in; ONNX, engine and report out."""
-    from pipeline.recipe import make_recipe
+    from pipeline.recipe import STAGES, make_recipe
+
+    if force and anew_from:
+        raise InputError(f"--force runs every stage again, --from {anew_from!r} some of them: give one of both.")
+    if anew_from and anew_from not in STAGES:
+        raise InputError(f"unknown stage {anew_from!r} in --from: take one of {', '.join(STAGES)}.")
 
     flags = {
         "teacher": teacher, "bits": bits, "checkpoint": _text(checkpoint), "effort": effort, "seed": seed,
@@ -86,8 +96,8 @@ def build(
     from pipeline.report import write_junit
     from pipeline.stages import build as build_run
 
-    display = Display(quiet)
-    manifest = build_run(chosen, folder, display, device)
+    display = Display(quiet, verbose)
+    manifest = build_run(chosen, folder, display, device, STAGES[0] if force else anew_from)
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)
@@ -119,6 +129,7 @@ def invert(
     if batch != "auto" and not batch.isdecimal():
         raise InputError(f"--batch {batch!r} is no number of images: write 128 or the like, or auto.")
     job = make_inversion(
+        teacher,
         {
             "method": method, "images": images, "iterations": iterations, "division_factor": division_factor,
             "sparsity": sparsity, "selection": selection, "tv_weight": tv_weight, "seed": seed or 0,
@@ -242,7 +253,7 @@ def distill(
     for name, value in (("--batches", batches), ("--checks", checks), ("--epochs", epochs)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}.")
-    inversion, settings = make_distillation(flags, batches, {"seed": seed or 0}, overrides or ())
+    inversion, settings = make_distillation(teacher, flags, batches, {"seed": seed or 0}, overrides or ())
 
     from calib.student import load_student
     from inversion.machine import choose_device
@@ -508,14 +519,34 @@ def main() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of compilers that we never call
     warnings.simplefilter("ignore")
     debug = DEBUG in sys.argv
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app([argument for argument in sys.argv[1:] if argument != DEBUG])
+    except Stopped as stopped:
+        print(f"stopped by {stopped.signal.name}: the same command goes on from here.", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except Exception as error:
         if debug:
             raise
         sentence, code = _explain(error)
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
         sys.exit(code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stopped(BaseException):
+    """A signal asked the command to end; no `except Exception` on the way takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+
+def _stop(number: int, _frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: what is being written is finished
+    raise Stopped(number)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -523,7 +554,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, PatchRebirthError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "make room on the disk" if full else "give another path, or the right to use it"
         return f"{str(error.filename)!r} cannot be used ({error.strerror}): {mend}.", 3 if full else 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported

@@ -18,14 +18,18 @@ OnPhase = Callable[[str, int, int, float], None]
 
 
 class Display:
-    """Progress goes to stderr, results to stdout; `quiet` drops progress."""
+    """Progress goes to stderr, results to stdout; `quiet` drops progress, `verbose` adds the lines of `run.log`."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.out = Console()
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.out, self.verbose = Console(), verbose
         self.progress_console = Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         self.progress_console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def log(self, line: str) -> None:
+        if self.verbose:
+            self.say(line)
 
     @contextmanager
     def steps(self, title: str, total: int) -> Iterator[Advance]:

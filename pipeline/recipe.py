@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 EFFORTS = tuple(PRESETS)
+STAGES = ("invert", "quantize", "export", "engine", "validate")
 FINE_RATE = 3e-6
 """Adam's rate at 8-bit weights, whose steps are 16 times finer than at 4 bits: `Training`'s own does harm there."""
 TEACHERS: dict[str, dict[str, dict[str, Any]]] = {
@@ -176,18 +177,27 @@ def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iter
     return _build(Recipe, {**values, "effort": effort}, "")
 
 
-def make_inversion(flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inversion:
-    """An inversion by itself: `flags`, then `inversion.key=value` overrides."""
-    values = _overridden({"inversion": dict(flags)}, overrides, "inversion.low_pass=0.7")
+def inversion_of(teacher: str) -> dict[str, Any]:
+    """What the inversion of this teacher needs otherwise than the defaults."""
+    return dict(TEACHERS.get(teacher, {}).get("inversion", {}))
+
+
+def make_inversion(teacher: str, flags: dict[str, Any], overrides: Iterable[str] = ()) -> Inversion:
+    """An inversion by itself: what `teacher` needs, `flags`, then `inversion.key=value` overrides."""
+    values = _overridden({"inversion": inversion_of(teacher) | flags}, overrides, "inversion.low_pass=0.7")
     inversion: Inversion = _build(Inversion, values["inversion"], "inversion.")
     return inversion
 
 
 def make_distillation(
-    inversion: dict[str, Any], batches: int, distillation: dict[str, Any], overrides: Iterable[str] = ()
+    teacher: str,
+    inversion: dict[str, Any],
+    batches: int,
+    distillation: dict[str, Any],
+    overrides: Iterable[str] = (),
 ) -> tuple[Inversion, Distillation]:
     """The inversion of so many `batches`, and how a student learns from them; an override names either."""
-    sections = {"inversion": dict(inversion), "distillation": dict(distillation)}
+    sections = {"inversion": inversion_of(teacher) | inversion, "distillation": dict(distillation)}
     values = _overridden(sections, overrides, "distillation.learning_rate=0.05")
     one: Inversion = _build(Inversion, {**values["inversion"], "images": values["inversion"]["batch"]}, "inversion.")
     whole = len(one.shards()[0]) * one.images_per_trajectory  # v = 7 makes 126 of 128

@@ -27,8 +27,13 @@ def write_report(manifest: dict[str, Any], folder: Path) -> Path:
     templates = Environment(loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined)
     runtimes = manifest["validation"]["runtimes"]
     kernels = [sentences(one["kernels"]) for one in (runtimes["onnxruntime"], *(runtimes["tensorrt"] or []))]
+    warnings = [sentence for stage in manifest["stages"] for sentence in stage["metrics"].get("warnings", [])]
     page = templates.get_template("report.html").render(
-        manifest=manifest, rows=result_rows(manifest), runtimes=kernels, trajectories=_pictures(folder / "images")
+        manifest=manifest,
+        rows=result_rows(manifest),
+        runtimes=kernels,
+        warnings=warnings,
+        trajectories=_pictures(folder / "images"),
     )
     path = folder / "report.html"
     publish(path, page.encode())

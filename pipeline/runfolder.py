@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from inversion.teacher import Teacher
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
+MANIFEST, LOG = "manifest.json", "run.log"
+OWNER = ".owner"
+"""Process id of who holds the lock, which the system itself takes from a process that dies."""
 KEYS = {"schema", "recipe", "teacher", "versions", "stages", "validation"}
 PACKAGES = {
     "patch_rebirth": "patch-rebirth",
@@ -53,8 +56,11 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        publish(folder / OWNER, str(os.getpid()).encode())
     except Timeout:
-        raise InputError(f"run folder {str(folder)!r} is in use by another process: wait, or take --out.") from None
+        raise InputError(
+            f"run folder {str(folder)!r} is in use by process {_owner(folder)}: wait for it, or take another --out."
+        ) from None
     except OSError as error:
         raise InputError(
             f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out."
@@ -62,26 +68,60 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def _require_no_way_out(folder: Path) -> None:
+    """Raises `InputError` for a link that leads out of `folder`: what is behind it would be read or overwritten."""
+    whole = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(whole):
+            raise InputError(f"{str(path)!r} is a link that leads out of its run folder: remove it.")
+
+
+def _owner(folder: Path) -> str:
+    """Process id of who holds `folder`, as far as it is known."""
+    try:
+        return str(int((folder / OWNER).read_text()))
+    except (OSError, ValueError):
+        return "unknown"
 
 
 class RunFolder:
     """`with RunFolder(path) as run:` holds the folder's lock; the manifest is rewritten after each stage."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, on_log: Callable[[str], None] | None = None) -> None:
+        self.path, self.on_log = path, on_log
         self.manifest: dict[str, Any] = {}
 
     def __enter__(self) -> RunFolder:
         self._held = hold(self.path)
         self._held.__enter__()
+        try:
+            _require_no_way_out(self.path)
+        except InputError:
+            self._held.__exit__(None, None, None)
+            raise
+        for left in self.path.rglob(".*.partial"):  # by a process that was killed while it wrote
+            left.unlink()
         self.manifest = _read_manifest(self.path / MANIFEST)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.log("stopped", error=kind.__name__, message=str(error))
         self._held.__exit__(kind, error, trace)
+
+    def log(self, event: str, **facts: Any) -> None:
+        """One line of JSON at the end of `run.log`; a log that cannot be written stops nothing."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts})
+        with suppress(OSError), (self.path / LOG).open("a") as file:
+            file.write(line + "\n")
+        if self.on_log:
+            self.on_log(line)
 
     def begin(self, recipe: dict[str, Any], teacher: dict[str, Any]) -> None:
         """State what this run is; a verdict of an earlier recipe is taken back before anything runs."""
@@ -94,6 +134,7 @@ class RunFolder:
             "stages": stages,
             "validation": None,
         }
+        self.log("start", process=os.getpid(), recipe=recipe, teacher=teacher, versions=self.manifest["versions"])
         self._write()
 
     def stage(self, name: str, inputs: dict[str, Any], run: Callable[[], StageResult]) -> dict[str, Any]:
@@ -108,6 +149,7 @@ class RunFolder:
             for output in damaged:  # a stage that resumes from its own files would take it for a finished one
                 (self.path / output["path"]).unlink(missing_ok=True)
             self.forget(name)
+            self.log("stage begins", stage=name, digest=digest, damaged=[output["path"] for output in damaged])
             start = time.perf_counter()
             result = run()
             record = {
@@ -120,12 +162,15 @@ class RunFolder:
             }
         self.manifest["stages"].append(record)
         self._write()
+        facts = {key: record[key] for key in ("seconds", "cached", "digest", "outputs")}
+        self.log("stage is done", stage=name, **facts)
         return record
 
     def conclude(self, validation: dict[str, Any]) -> None:
         """Write the verdict."""
         self.manifest["validation"] = validation
         self._write()
+        self.log("verdict", **{key: validation.get(key) for key in ("passed", "gates")})
 
     def forget(self, name: str) -> None:
         """Let stage `name` run again."""
@@ -152,6 +197,11 @@ class RunFolder:
 
     def _write(self) -> None:
         publish(self.path / MANIFEST, json.dumps(self.manifest, indent=1).encode())
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Of `PACKAGES`, without what tells one build of a version from another."""
+    return {name: found and found.split("+")[0] for name, found in versions().items() if name in set(names)}
 
 
 def stage_digest(name: str, inputs: dict[str, Any]) -> str:

@@ -17,20 +17,21 @@ from export.engines import ENGINE_GRAPH, build_engines
 from export.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
-from inversion.confidence import confidence_by_stage
+from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.invert import PROGRESS, plan
 from inversion.machine import choose_device
 from inversion.publish import publish
 from inversion.teacher import Teacher, load_teacher
+from inversion.tensorfile import read_metadata
 from pipeline.display import Advance, Display
 from pipeline.inverting import invert_with_bar
 from pipeline.labels import known_labels
 from pipeline.preprocess import preprocess_steps
-from pipeline.recipe import Recipe
+from pipeline.recipe import STAGES, Recipe
 from pipeline.report import write_junit, write_report
-from pipeline.runfolder import RunFolder, StageResult, describe_teacher, file_sha256, product_digest
+from pipeline.runfolder import RunFolder, StageResult, describe_teacher, file_sha256, library_versions, product_digest
 from pipeline.valdata import ValData, judging_pictures
 from pipeline.validation import Files, Reference, fingerprint, validate
 
@@ -41,15 +42,28 @@ if TYPE_CHECKING:
 STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
+LIBRARIES = {
+    "invert": ("torch", "timm"),
+    "quantize": ("torch", "timm", "modelopt"),
+    "export": ("torch", "timm", "onnx"),
+    "engine": ("onnx", "tensorrt", "tensorrt_rtx"),
+    "validate": ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx"),
+}
+"""Of which a stage's result depends on the version."""
+
 TRAINING = "training.safetensors"
 """What interrupted training goes on from; a finished stage leaves none."""
+UNFINISHED = {"invert": "images/*.safetensors", "quantize": TRAINING}
+"""What a stage that is run again would take up."""
 VERDICTS = ("report.html", "junit.xml")
 
 
-def build(recipe: Recipe, folder: Path, display: Display, device: str = "auto") -> dict[str, Any]:
+def build(
+    recipe: Recipe, folder: Path, display: Display, device: str = "auto", anew_from: str | None = None
+) -> dict[str, Any]:
     """Every stage in one run folder; returns the manifest. What can be refused is refused before any work.
 
-    `device` is where inversion runs.
+    `device` is where inversion runs. The stage `anew_from` and all after it run again, whatever they left there.
     """
     choose_device(device)
     if recipe.inversion.trajectories < 2:
@@ -61,9 +75,11 @@ def build(recipe: Recipe, folder: Path, display: Display, device: str = "auto") 
     plan(teacher, recipe.inversion)
     require_layers(teacher.model, recipe.quant_scheme())
     val_data = real_pictures(recipe, teacher)
-    with RunFolder(folder) as run:
+    with RunFolder(folder, display.log) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)
         work.begin()
+        if anew_from:
+            work.forget_from(anew_from)
         work.invert(device)
         work.quantize()
         work.export()
@@ -94,6 +110,13 @@ class Build:
         for name in VERDICTS:
             (self.folder / name).unlink(missing_ok=True)
 
+    def forget_from(self, stage: str) -> None:
+        """Let `stage` and all after it run again, from nothing."""
+        for name in STAGES[STAGES.index(stage) :]:
+            self.run.forget(name)
+            for path in sorted(self.folder.glob(UNFINISHED.get(name, "no such file"))):
+                path.unlink()
+
     def conclude(self) -> dict[str, Any]:
         """Judge the run's files and write the verdict wherever it is read; returns the manifest."""
         self.run.conclude(self.validate())
@@ -107,10 +130,18 @@ class Build:
         def work() -> StageResult:
             paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display, device)
             images, progress = load_images(self.folder / "images"), self.folder / "images" / PROGRESS
-            paths += [progress] if progress.exists() else []
-            return StageResult(paths, {"images": len(images), "confidence": confidence_by_stage(self.teacher, images)})
+            confidence = target_confidence(self.teacher, images)
+            metrics = {
+                "images": len(images),
+                "confidence": confidence_by_stage(confidence, images),
+                "warnings": [*warnings_of(self.teacher, images, confidence), *_retried(paths)],
+            }
+            return StageResult([*paths, *([progress] if progress.exists() else [])], metrics)
 
-        self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
+        record = self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
+        for sentence in record["metrics"]["warnings"]:
+            self.run.log("warning", message=sentence)
+            self.display.say(f"warning: {sentence}")
 
     def quantize(self) -> None:
         recipe, path = self.recipe, self.folder / "quantized.safetensors"
@@ -193,7 +224,8 @@ class Build:
         return Files(model, float32, graph if runs else None, engines, provider)
 
     def _stage(self, name: str, work: Callable[[], StageResult], **inputs: Any) -> dict[str, Any]:
-        record = self.run.stage(name, {"version": STAGE_VERSIONS[name], **inputs}, work)
+        libraries = library_versions(LIBRARIES[name])
+        record = self.run.stage(name, {"version": STAGE_VERSIONS[name], "libraries": libraries, **inputs}, work)
         self.digests[name] = product_digest(record)
         self.display.stage(record)
         return record
@@ -202,6 +234,16 @@ class Build:
 def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
     """The pictures that judge a run."""
     return judging_pictures(recipe.teacher, recipe.checkpoint, recipe.val_data, recipe.class_map, teacher)
+
+
+def _retried(shards: Sequence[Path]) -> list[str]:
+    """A sentence for each shard that did not come about at once."""
+    attempts = {path.name: int(read_metadata(path).get("attempt", "0")) for path in shards}
+    return [
+        f"{name} is attempt {attempt + 1}, from other noise: before that its loss stopped being finite."
+        for name, attempt in attempts.items()
+        if attempt
+    ]
 
 
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:

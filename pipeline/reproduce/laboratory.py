@@ -27,6 +27,7 @@ from pipeline.bench import METHODS, describe_device
 from pipeline.display import Display
 from pipeline.distillation import Job, Judge, Source, distill
 from pipeline.inverting import invert_with_bar
+from pipeline.recipe import inversion_of
 from pipeline.reproduce.scale import Scale
 from pipeline.runfolder import describe_teacher, versions
 from pipeline.valdata import ValData
@@ -82,9 +83,8 @@ class Laboratory:
         given = {"iterations": scale.iterations, "batch": min(scale.batch, images), "tv_weight": scale.tv_weight}
         # the paper's 50, 100, 200 and 300 of 4000, or SMI would be dense most of a short inversion
         prune_at = tuple(max(place, scale.iterations * part // 80) for place, part in enumerate((1, 2, 4, 6), start=1))
-        return Inversion(
-            **{**METHODS[method], **given, "prune_at": prune_at, "images": images, "seed": seed, **changes}
-        )
+        given |= inversion_of(self.teacher.name) | {"prune_at": prune_at, "images": images, "seed": seed}
+        return Inversion(**{**METHODS[method], **given, **changes})
 
     def streamed(self, method: str, seed: int) -> Inversion:
         """An inversion of as many batches as this scale has, each for one update."""

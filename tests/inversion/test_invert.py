@@ -15,7 +15,7 @@ from torch import Tensor
 from inversion import loop as inversion_loop
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import PROGRESS, invert, invert_shard, shard_metadata
+from inversion.invert import PROGRESS, Inverter, invert, invert_shard, shard_metadata
 from inversion.settings import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import InputSpec, Teacher
@@ -338,11 +338,34 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     """The error names shard and iteration, and nothing is written."""
     teacher = tiny_teacher()
     teacher.model.head.weight[2, 3] = torch.nan
-    with pytest.raises(NumericalError, match=r"^the loss of shard 0 is not finite at iteration 1: lower the learning"):
+    with pytest.raises(
+        NumericalError,
+        match=r"^3 times, each from other noise, the loss of shard 0 is not finite at iteration 1: lower the learning",
+    ):
         invert(teacher, QUICK, tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(NumericalError, match=r"shard 2 is not finite at iteration 1: "):
         invert_shard(teacher, replace(QUICK, iterations=60), 2)
+
+
+def test_a_shard_is_tried_again_from_other_noise(monkeypatch: pytest.MonkeyPatch, teacher: Teacher) -> None:
+    """A loss that is not finite once: the shard comes from other noise, says so, and is the same every time."""
+    first = invert_shard(teacher, QUICK, 1)
+    start = Inverter.loop
+
+    def poisoned(inverter: Inverter, number: int, attempt: int = 0) -> inversion_loop.Loop:
+        loop = start(inverter, number, attempt)
+        if attempt == 0:
+            loop.canvas.fill_(torch.nan)
+            loop.pixels.data.fill_(torch.nan)
+        return loop
+
+    monkeypatch.setattr(Inverter, "loop", poisoned)
+    again, same = (invert_shard(teacher, QUICK, 1) for _ in range(2))
+    assert again.metadata == {**first.metadata, "attempt": "1"}
+    assert torch.equal(again.labels, first.labels)
+    assert torch.equal(again.patches, same.patches)
+    assert not torch.equal(again.patches, first.patches)
 
 
 def test_progress_counts_the_whole_job(teacher: Teacher, tmp_path: Path) -> None:

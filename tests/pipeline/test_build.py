@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from pipeline import cli
+from pipeline.runfolder import RunFolder
 
 TINY = (
     "--quiet --set inversion.images=32 --set inversion.iterations=24 --set inversion.batch=16 "
@@ -32,7 +33,7 @@ ENGINE = "engine.tensorrt_rtx.sm89.plan"
 FILES = {
     "manifest.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors", "quantized.safetensors",
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
-    "junit.xml", ENGINE,    f"{ENGINE}.json", ".lock", "images/progress.safetensors",
+    "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
 }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_manifest_is_whole_and_true(built: Path) -> None:
         for output in stage["outputs"]:
             data = (built / output["path"]).read_bytes()
             assert (output["bytes"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert outputs(built).keys() == FILES - {"manifest.json", "report.html", "junit.xml", ".lock"}
+    assert outputs(built).keys() == FILES - {"manifest.json", "report.html", "junit.xml", "run.log", ".lock"}
 
 
 def test_verdict_is_whole(built: Path) -> None:
@@ -223,6 +224,27 @@ def test_other_architecture_keeps_the_model(copy: Path, built: Path) -> None:
     assert cached(copy) == {name: name not in ("engine", "validate") for name in STAGES}
     assert files(copy) == {name.replace("sm89", "sm86") for name in FILES}
     assert {"model.onnx": outputs(built)["model.onnx"]}.items() <= outputs(copy).items()
+
+
+@pytest.mark.parametrize(("flag", "again"), [("--force", STAGES), ("--from quantize", STAGES[1:])])
+def test_stages_run_again_on_demand(
+    copy: Path, built: Path, monkeypatch: pytest.MonkeyPatch, flag: str, again: list[str]
+) -> None:
+    """`--force` makes everything anew, `--from` a stage and what follows it; the bytes come out the same."""
+    ran: list[str] = []
+    stage = RunFolder.stage
+
+    def noted(folder: RunFolder, name: str, *rest: Any) -> dict[str, Any]:
+        record = stage(folder, name, *rest)
+        return ran.append(name) or record if not record["cached"] else record  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(RunFolder, "stage", noted)
+    shards = {path: path.stat().st_mtime_ns for path in (copy / "images").iterdir()}
+    assert run(f"{W4A8} --out {copy} --arch sm89 {flag}") == 0
+    assert ran == again
+    assert all((path.stat().st_mtime_ns != time) == ("invert" in again) for path, time in shards.items())
+    same = {name: sha256 for name, sha256 in outputs(built).items() if not name.startswith("engine")}
+    assert same.items() <= outputs(copy).items()
 
 
 def test_damaged_shard_is_made_again(copy: Path, built: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from calib.scheme import QuantScheme
 from inversion.errors import InputError
-from pipeline.recipe import EFFORTS, PRESETS, SECTIONS, Recipe, Scheme, make_recipe
+from pipeline.recipe import EFFORTS, PRESETS, SECTIONS, Recipe, Scheme, make_distillation, make_inversion, make_recipe
 
 BASE = {"teacher": "deit_tiny", "bits": "w4a8"}
 
@@ -222,3 +222,13 @@ def test_limits_follow_the_bits_and_give_way() -> None:
         assert tight["max_kl"] < loose["max_kl"]
         assert tight["min_agreement"] > loose["min_agreement"]
         assert tight["max_drop"] < loose["max_drop"]
+
+
+def test_a_teacher_that_needs_another_rate_gets_it_everywhere() -> None:
+    """By `build`, `invert` and `distill` alike, unless an override says otherwise."""
+    needed = make_recipe({**BASE, "teacher": "digits_vit"}).inversion.learning_rate
+    assert needed != make_recipe({**BASE, "teacher": "deit_tiny"}).inversion.learning_rate
+    assert make_inversion("digits_vit", {"batch": 8}).learning_rate == needed
+    assert make_inversion("deit_tiny", {"batch": 8}).learning_rate != needed
+    assert make_inversion("digits_vit", {"batch": 8}, ["inversion.learning_rate=0.5"]).learning_rate == 0.5
+    assert make_distillation("digits_vit", {"batch": 8}, 2, {})[0].learning_rate == needed

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,55 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(InputError, match=r"is in use by another process: wait, or take --out"), RunFolder(tmp_path):
+        with (
+            pytest.raises(InputError, match=rf"is in use by process {other.pid}: wait for it, or"),
+            RunFolder(tmp_path),
+        ):
             pass
-        other.communicate("")
-    with RunFolder(tmp_path):
+        other.kill()
+    with RunFolder(tmp_path):  # a lock dies with its process
         pass
+    assert not (tmp_path / ".owner").exists()
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    """Files under a temporary name, in the folder or below it."""
+    (tmp_path / "images").mkdir()
+    left = [tmp_path / ".model.onnx.77.partial", tmp_path / "images/.shard-00000.safetensors.77.partial"]
+    for path in left:
+        path.write_text("half")
+    with RunFolder(tmp_path):
+        assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize("link", ["images", "images/shard-00000.safetensors", "model.onnx"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, link: str) -> None:
+    """Nothing behind it is read, written or removed; links within the folder are."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/theirs").write_text("theirs")
+    place = tmp_path / "run" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"is a link that leads out of its run folder: remove it"):
+        RunFolder(tmp_path / "run").__enter__()
+    assert (tmp_path / "elsewhere/theirs").read_text() == "theirs"
+    place.unlink()
+    place.symlink_to(tmp_path / "run")
+    with RunFolder(tmp_path / "run"):
+        pass
+
+
+def test_the_log_tells_what_ran(tmp_path: Path) -> None:
+    """JSON lines in `run.log`, each with its time: stages as they begin and end, and what stopped a run."""
+    once(tmp_path, Work(tmp_path))
+    once(tmp_path, Work(tmp_path))
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path):
+        raise KeyboardInterrupt
+    lines = [json.loads(line) for line in (tmp_path / "run.log").read_text().splitlines()]
+    events = [(line["event"], line.get("cached")) for line in lines if line["event"] != "start"]
+    assert events == [("stage begins", None), ("stage is done", False), ("stage is done", True), ("stopped", None)]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    assert lines[-1]["error"] == "KeyboardInterrupt"
 
 
 @pytest.mark.parametrize("below", ["", "run"])

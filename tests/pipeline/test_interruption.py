@@ -1,0 +1,113 @@
+"""Real runs in processes of their own, stopped and killed at random moments: nothing is lost."""
+
+import hashlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BUILD = (
+    "build --teacher digits_vit --bits w4a8 --quiet --arch none --set inversion.images=32 "
+    "--set inversion.iterations=40 --set inversion.batch=8 --set training.updates=6 --set training.batch=4 "
+    "--set calibration.method=max --set calibration.leaves=8"
+)
+# checkpoints at every update, and one thread, as a busy core makes a second one wait
+CODE = """
+import math, resource, sys, torch
+import calib.checkpoint
+from pipeline.cli import main
+calib.checkpoint.SAVE_EVERY_S, calib.checkpoint.LARGEST_SHARE = 0.0, math.inf
+torch.set_num_threads(1)
+if limit := int(sys.argv.pop(1)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+main()
+"""
+KILLS = 2
+
+
+def begin(folder: Path, line: str = BUILD, largest_file: int = 0) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", CODE, str(largest_file), *shlex.split(line), "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+
+
+def finish(folder: Path, largest_file: int = 0) -> tuple[int, str]:
+    """Exit code and stderr of a run that nobody stops."""
+    with begin(folder, largest_file=largest_file) as process:
+        return process.wait(), process.stderr.read() if process.stderr else ""
+
+
+def products(folder: Path) -> dict[str, str]:
+    """Hashes of all that a run makes and that does not tell of times."""
+    told = {"manifest.json", "report.html", "junit.xml", "run.log", ".lock"}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name not in told}
+
+
+def events(folder: Path) -> list[dict[str, object]]:
+    log = folder / "run.log"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(folder: Path, stage: str) -> None:
+    """Until the run in `folder` has begun `stage`."""
+    for _ in range(1200):
+        if any(event.get("stage") == stage for event in events(folder)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} never began")
+
+
+def stop(folder: Path, number: signal.Signals, stage: str) -> tuple[int, str]:
+    """Exit code and stderr of a run that gets a signal when it has begun `stage`."""
+    with begin(folder) as process:
+        wait_for(folder, stage)
+        process.send_signal(number)
+        return process.wait(), process.stderr.read() if process.stderr else ""
+
+
+def test_whatever_stops_a_run_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """One run is stopped by signals, killed at random moments, and meets a full disk; then it is left alone, and ends
+    with the files of a run that nothing stopped."""
+    whole, folder, start = tmp_path / "whole", tmp_path / "run", time.monotonic()
+    assert finish(whole) == (0, "")
+    seconds = time.monotonic() - start
+    for number, stage in ((signal.SIGINT, "invert"), (signal.SIGTERM, "quantize")):
+        code, said = stop(folder, number, stage)
+        assert said == f"stopped by {number.name}: the same command goes on from here.\n"
+        assert code == 128 + number
+        assert not list(folder.rglob("*.partial"))
+        assert events(folder)[-1]["message"] == number.name
+    shards = {path: path.stat().st_mtime_ns for path in (folder / "images").glob("shard-*")}
+    moments = random.Random(time.time_ns())
+    for _ in range(KILLS):
+        with begin(folder) as process:
+            time.sleep(moments.uniform(0.3, 0.8) * seconds)
+            process.kill()
+    code, said = finish(folder, largest_file=1_000_000)
+    assert (code, said.count("\n")) == (3, 1)
+    assert said.startswith("error: ")
+    assert said.endswith("make room on the disk.\n")
+    found = products(folder)
+    assert found.items() <= products(whole).items()
+    assert "quantized.safetensors" in found
+    assert finish(folder) == (0, "")
+    assert products(folder) == products(whole)
+    assert len(shards) == 4
+    assert all(path.stat().st_mtime_ns == time for path, time in shards.items())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """One sentence, exit code 2, nothing there."""
+    tmp_path.chmod(0o500)
+    code, said = finish(tmp_path / "run")
+    assert (code, said.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
