@@ -47,9 +47,12 @@ class QuantizedWeights:
                 raise InputError(f"{name}.weight is not made of integers in [{low}, {high}]: quantize again.")
         for key in self._step_names():
             step = self.tensors.get(key, torch.tensor(torch.nan))
+            layer, _, what = key.rpartition(".")
+            shape = self.tensors[f"{layer}.weight"].shape[:1] if what == "weight_step" else ()
+            if step.shape != shape or step.dtype != torch.float32:
+                raise InputError(f"{key} is not of shape {list(shape)} and float32: quantize again.")
             if not bool(torch.isfinite(step).all()) or float(step.min()) <= 0:
-                name, _, what = key.rpartition(".")
-                raise InputError(f"{name} has a {what} that is not a positive number: quantize again.")
+                raise InputError(f"{layer} has a {what} that is not a positive number: quantize again.")
 
     def _step_names(self) -> list[str]:
         """Of every step that scheme and layers ask for."""

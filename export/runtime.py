@@ -101,7 +101,7 @@ def _load(path: Path, provider: str, options: onnxruntime.SessionOptions) -> onn
     onnxruntime.set_default_logger_severity(FATAL)
     # ONNX Runtime raises a different class for every way a file can be wrong
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:
         raise InputError(
             f"{str(path)!r} is not a model that ONNX Runtime can load ({_first_line(error)}): "

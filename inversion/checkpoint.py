@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
         if value.layout is not torch.strided or value.dtype not in READABLE:
             raise InputError(
                 f"checkpoint {str(path)!r} has {key!r} as {value.layout} {value.dtype}: save its weights as float32."
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"checkpoint {str(path)!r} claims more numbers in {key!r} than it holds: save its weights as they are."
             )
         # as float32, which is what the teacher computes in: a float64 can leave its range
         if not bool(torch.isfinite(value.float()).all()):
@@ -59,6 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    _require_stored(path)
     # torch raises whatever its zip reader or unpickler raises: all of them mean "not plain tensors"
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,6 +79,19 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
         raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
     return loaded
+
+
+def _require_stored(path: Path) -> None:
+    """Raises `InputError` for an archive that unpacks to more than its own size: torch's never do."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # of torch's older format, or none at all: torch says
+    if unpacked > path.stat().st_size:
+        raise InputError(
+            f"checkpoint {str(path)!r} unpacks to {unpacked} bytes, more than it has: save it with torch.save."
+        )
 
 
 def _is_named_tensor(item: tuple[Any, Any]) -> bool:

@@ -243,13 +243,16 @@ def _hub_resolves() -> bool:
 def _shape_from_state(timm_name: str, state: dict[str, Tensor]) -> dict[str, Any]:
     """Class count and square input size that the checkpoint's own tensors imply."""
     kwargs: dict[str, Any] = {}
-    if "head.weight" in state and state["head.weight"].ndim == 2:
-        kwargs["num_classes"] = state["head.weight"].shape[0]
     with torch.device("meta"):
         probe = create_model(timm_name)
-    if isinstance(probe, VisionTransformer) and probe.pos_embed is not None and "pos_embed" in state:
+    # a tensor of another width fits no such model, and its length must not size one
+    width = getattr(probe, "embed_dim", None)
+    head, positions = (state.get(key, torch.empty(0)) for key in ("head.weight", "pos_embed"))
+    if head.ndim == 2 and head.shape[1] == width:
+        kwargs["num_classes"] = head.shape[0]
+    if isinstance(probe, VisionTransformer) and probe.pos_embed is not None and positions.ndim == 3:
         prefix = 0 if probe.no_embed_class else probe.num_prefix_tokens
-        found = state["pos_embed"].shape[1] - prefix if state["pos_embed"].ndim == 3 else 0
+        found = positions.shape[1] - prefix if positions.shape[2] == width else 0
         side = math.isqrt(max(found, 0))
         if found != probe.patch_embed.num_patches and side > 0 and side * side == found:
             kwargs["img_size"] = side * probe.patch_embed.patch_size[0]

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from PIL import Image
 from torch import Tensor
 
 from export.kernels import sentences
+from inversion.checkpoint import first_line
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.publish import publish
 from pipeline.display import result_rows
+from pipeline.runfolder import load_manifest
 
 SHOWN = 6  # trajectories
 
@@ -38,6 +40,20 @@ def write_report(manifest: dict[str, Any], folder: Path) -> Path:
     path = folder / "report.html"
     publish(path, page.encode())
     return path
+
+
+def rewrite_report(folder: Path) -> Path:
+    """`report.html` of a finished run again; `InputError` where its manifest does not hold a whole verdict."""
+    manifest = load_manifest(folder)
+    if manifest["validation"] is None:
+        raise InputError(f"the run in {str(folder)!r} has not reached its verdict: finish it with `pipeline build`.")
+    try:
+        return write_report(manifest, folder)
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise InputError(
+            f"the manifest in {str(folder)!r} is not as a build writes it ({first_line(error)}): "
+            "finish the run with `pipeline build`."
+        ) from error
 
 
 def write_junit(manifest: dict[str, Any], path: Path) -> None:

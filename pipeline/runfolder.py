@@ -28,7 +28,6 @@ SCHEMA = 1
 MANIFEST, LOG = "manifest.json", "run.log"
 OWNER = ".owner"
 """Process id of who holds the lock, which the system itself takes from a process that dies."""
-KEYS = {"schema", "recipe", "teacher", "versions", "stages", "validation"}
 PACKAGES = {
     "patch_rebirth": "patch-rebirth",
     "torch": "torch",
@@ -248,27 +247,34 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not manifest.keys() >= KEYS:
-        return {}
-    stages = manifest["stages"]
-    return manifest if isinstance(stages, list) and all(_is_record(stage) for stage in stages) else {}
+    return manifest if _is_manifest(manifest) else {}
+
+
+def _is_manifest(found: Any) -> bool:
+    return (
+        _has(found, schema=int, recipe=dict, teacher=dict, versions=dict, stages=list, validation=dict | None)
+        and found["schema"] == SCHEMA
+        and _has(found["teacher"], name=str, sha256=str)
+        and all(_is_record(stage) for stage in found["stages"])
+    )
 
 
 def _is_record(stage: Any) -> bool:
-    return (
-        isinstance(stage, dict)
-        and {"name", "digest", "seconds", "cached", "outputs", "metrics"} <= stage.keys()
-        and isinstance(stage["outputs"], list)
-        and all(_is_output(output) for output in stage["outputs"])
-    )
+    kinds = {"name": str, "digest": str, "seconds": int | float, "cached": bool, "outputs": list, "metrics": dict}
+    return _has(stage, **kinds) and all(_is_output(output) for output in stage["outputs"])
 
 
 def _is_output(output: Any) -> bool:
     """Whether it is one, and lies in the run folder: a damaged output is removed."""
-    if not isinstance(output, dict) or not {"path", "sha256", "bytes"} <= output.keys():
+    if not _has(output, path=str, sha256=str, bytes=int) or "\0" in output["path"]:
         return False
-    path = Path(str(output["path"]))
+    path = Path(output["path"])
     return not path.is_absolute() and ".." not in path.parts
+
+
+def _has(found: Any, **kinds: Any) -> bool:
+    """Whether `found` is a table that has each key with a value of its kind."""
+    return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in kinds.items())
 
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:

@@ -127,6 +127,11 @@ def validate_run(
         engine = next((stage for stage in manifest["stages"] if stage["name"] == "engine"), None)
         if engine is None:
             raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
+        made = {output["path"] for output in engine["outputs"]}
+        if not all(isinstance(one, dict) and one.get("path") in made for one in engine["metrics"].get("engines", [{}])):
+            raise InputError(
+                f"the manifest in {str(folder)!r} names engines that the run did not make: build it again."
+            )
         work.digests["engine"], work.engines = product_digest(engine), engine["metrics"]["engines"]
         work.begin()
         run.forget("validate")

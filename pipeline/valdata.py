@@ -200,7 +200,7 @@ def _check_parquet(path: Path, num_classes: int) -> tuple[int, str]:
         with pq.ParquetFile(path) as file:
             column = _image_column(path, file.schema_arrow)
             labels = file.read([LABEL_COLUMN])[LABEL_COLUMN]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"validation data {str(path)!r} is not a whole Parquet file: give an image folder or a Parquet file."
         ) from error
@@ -230,8 +230,12 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
 
 def _parquet_pictures(path: Path, column: str) -> Iterator[Picture]:
     row = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH, columns=[f"{column}.bytes", LABEL_COLUMN]):
-            for item in batch.to_pylist():
-                yield Picture(item[column]["bytes"] or b"", item[LABEL_COLUMN], f"row {row} of {str(path)!r}")
-                row += 1
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH, columns=[f"{column}.bytes", LABEL_COLUMN]):
+                for item in batch.to_pylist():
+                    picture = item[column] and item[column]["bytes"]
+                    yield Picture(picture or b"", item[LABEL_COLUMN], f"row {row} of {str(path)!r}")
+                    row += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"validation data {str(path)!r} is damaged behind row {row}: copy it again.") from error

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import socket
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
@@ -356,3 +357,24 @@ def test_a_hub_that_answers_no_is_quoted(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(timm, "create_model", refused)
     with pytest.raises(MachineError, match=r"cannot be fetched \(404 for deit_tiny\): give them with --checkpoint"):
         load_teacher("deit_tiny")
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    """A compressed archive of zeros, and one number shown as a million: neither fills the memory."""
+    torch.save({"head.weight": torch.zeros(1000, 100)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"bomb\.pth' unpacks to \d+ bytes, more than it has"):
+        load_teacher("digits_vit", tmp_path / "bomb.pth")
+    torch.save({"head.weight": torch.zeros(1).expand(1000, 1000)}, tmp_path / "wide.pth")
+    with pytest.raises(InputError, match=r"claims more numbers in 'head.weight' than it holds"):
+        load_teacher("digits_vit", tmp_path / "wide.pth")
+
+
+@pytest.mark.parametrize(("key", "shape"), [("head.weight", (10**7, 1)), ("pos_embed", (1, 3001**2, 1))])
+def test_a_tensor_of_another_width_sizes_no_model(key: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Ten million classes or a picture of 48,000 pixels would be gigabytes; the checkpoint just does not fit."""
+    save_file({key: torch.zeros(shape)}, tmp_path / "t.safetensors")
+    with pytest.raises(InputError, match="does not fit"):
+        load_teacher("deit_tiny", tmp_path / "t.safetensors")
