@@ -1,7 +1,7 @@
 """Kill real runs at random moments, let them go on, and compare every byte with a run that nothing stopped.
 
 python benchmarks/kills.py --kills 100 --name kills_demo -- build --teacher digits_vit --bits w4a8 --effort quick
-python benchmarks/kills.py --kills 20 --name kills_deit_tiny -- invert --teacher deit_tiny --checkpoint deit_tiny.safetensors
+python benchmarks/kills.py --kills 20 --name kills_deit_tiny -- invert --teacher deit_tiny --checkpoint tiny.safetensors
 
 A run is killed (SIGKILL) again and again until it comes through between two kills; then the next begins. `--out` is
 given to the command.
@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 
 from recording import write_record
+
+from pipeline.recipe import STAGES
 
 TELLS_OF_TIMES = {"manifest.json", "report.html", "junit.xml", "run.log", ".lock", ".owner"}
 """Files that differ from run to run."""
@@ -97,9 +99,7 @@ def stage_of(folder: Path) -> str:
     if not log.exists():
         return f"shard {len(list(folder.rglob('shard-*')))}" if folder.exists() else "start"
     last = log.read_text().splitlines()[-1]
-    return next(
-        (name for name in ("invert", "quantize", "export", "engine", "validate") if f'"{name}"' in last), "start"
-    )
+    return next((name for name in STAGES if f'"{name}"' in last), "start")
 
 
 if __name__ == "__main__":
