@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
 from inversion.loop import Loop
-from inversion.machine import choose_device, choose_precision, fitting_batch, working_copy
+from inversion.machine import choose_device, choose_precision, fitting_batch, require_memory, working_copy
 from inversion.schedule import Stage, schedule
 from inversion.settings import AUTO_BATCH, Inversion
 from inversion.teacher import Teacher
@@ -119,6 +119,7 @@ class Inverter:
         self.stages = plan(teacher, job)
         chosen = choose_device(device)
         self.teacher, self.job = teacher, settle(teacher, job, device)
+        require_memory(teacher.model, self.job, chosen)
         self.dtype = choose_precision(job.precision, chosen)
         self.model = working_copy(teacher.model, chosen, self.dtype)
         self.most_at_once: int | None = None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -59,6 +62,36 @@ def prefer_plain_attention(model: VisionTransformer, device: torch.device) -> No
     if device.type == "cpu":
         for block in model.blocks:
             block.attn.fused_attn = False
+
+
+def require_memory(model: VisionTransformer, job: Inversion, device: torch.device) -> None:
+    """Raises `MachineError` where a shard's pixels alone would not fit a CPU's memory, before anything is made.
+
+    What a CPU computes at once does not grow with the batch, so the pixels, their gradient and Adam's state are all.
+    """
+    free = free_memory()
+    height, width = model.patch_embed.img_size
+    need = BYTES_PER_PIXEL * 3 * height * width * max(map(len, job.shards()))
+    if device.type == "cpu" and need > free:
+        raise MachineError(
+            f"a shard of {job.batch} images needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+            "take a smaller inversion.batch."
+        )
+
+
+def free_memory() -> float:
+    """Bytes that this process may still take, by the kernel and by its control group; infinite where neither tells."""
+    found = [math.inf]
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        reclaimable = [int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines()
+                       if line.startswith("inactive_file ")]  # fmt: skip
+        found.append(float(limit - used + sum(reclaimable)))
+    return min(found)
 
 
 def fitting_batch(model: VisionTransformer, job: Inversion, device: torch.device) -> int:

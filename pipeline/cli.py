@@ -557,6 +557,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{str(error.filename)!r} cannot be used ({error.strerror}): {mend}.", 3 if full else 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
         return "the memory of this machine or its GPU is not enough: take smaller batches.", 3
+    if isinstance(error, RuntimeError) and "CUDA error" in str(error):
+        why = str(error).splitlines()[0].removeprefix("CUDA error: ").rstrip(". ")
+        return f"the GPU stopped answering ({why}): look at it with nvidia-smi, then run the same command again.", 3
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"the program itself is at fault ({what}): run it with {DEBUG} and report what it prints.", UNFORESEEN
 

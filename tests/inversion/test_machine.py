@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from inversion import machine
 from inversion.errors import InputError, MachineError
-from inversion.machine import choose_device, choose_precision, fitting_batch, working_copy
+from inversion.machine import choose_device, choose_precision, fitting_batch, require_memory, working_copy
 from inversion.settings import Inversion
 
 CPU = torch.device("cpu")
@@ -77,3 +77,19 @@ def test_automatic_batch_follows_the_devices_memory(monkeypatch: pytest.MonkeyPa
     assert images(0.0001) == 3
     assert images(0.02) % 3 == 0
     assert 3 < images(0.01) < images(0.02) < images(80) == machine.MOST_IMAGES
+
+
+def test_a_shard_beyond_the_memory_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the batch and both sizes; what fits is let through, and a GPU has its own way."""
+    job = Inversion(images=4000, batch=4000, iterations=4)
+    monkeypatch.setattr(machine, "free_memory", lambda: 100e6)
+    with pytest.raises(MachineError, match=r"a shard of 4000 images needs about 0\.2 GB, 0\.1 GB are free: "):
+        require_memory(small(), job, CPU)
+    require_memory(small(), job, torch.device("meta"))
+    monkeypatch.setattr(machine, "free_memory", lambda: 200e6)
+    require_memory(small(), job, CPU)
+
+
+def test_free_memory_is_told() -> None:
+    """More than nothing and less than a petabyte, or unknown."""
+    assert machine.free_memory() > 1e6

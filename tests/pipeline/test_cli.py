@@ -187,6 +187,11 @@ def test_without_a_network_the_mend_is_a_checkpoint(
 
 
 FAULTS = {
+    "a GPU that disappears": (
+        RuntimeError("CUDA error: unspecified launch failure\nMore"),
+        3,
+        "the GPU stopped answering (unspecified launch failure): look at it with nvidia-smi",
+    ),
     "an unforeseen fault": (KeyError("patches"), 1, "the program itself is at fault (KeyError: 'patches')"),
     "several lines": (RuntimeError("one\n  two"), 1, "(RuntimeError: one two)"),
     "a path": (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "'/x' cannot be used (Permission denied)"),

@@ -95,9 +95,16 @@ OTHER = {
 }  # fmt: skip
 
 
-def _keys() -> list[str]:
+def recipe_keys() -> list[str]:
     recipe = make_recipe(BASE)
     return [f"{section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(getattr(recipe, section))]
+
+
+def values(key: str) -> tuple[object, object]:
+    """What the recipe `BASE` has at `key`, and another value that it takes there."""
+    section, name = key.split(".")
+    before = getattr(getattr(make_recipe(BASE), section), name)
+    return before, OTHER[key] if key in OTHER else (before * 2 if before else type(before)(3))
 
 
 def as_toml(value: object) -> str:
@@ -106,12 +113,11 @@ def as_toml(value: object) -> str:
     return json.dumps(value)
 
 
-@pytest.mark.parametrize("key", _keys())
+@pytest.mark.parametrize("key", recipe_keys())
 def test_every_value_can_be_overridden(key: str, tmp_path: Path) -> None:
     """Any key of any section, from --set and from a TOML file alike."""
     section, name = key.split(".")
-    before = getattr(getattr(make_recipe(BASE), section), name)
-    wanted = OTHER[key] if key in OTHER else (before * 2 if before else type(before)(3))
+    before, wanted = values(key)
     text = as_toml(wanted)
     by_set = make_recipe(BASE, None, [f"{key}={text}"])
     by_file = make_recipe(BASE, toml(tmp_path / "r.toml", f"[{section}]\n{name} = {text}\n"))
