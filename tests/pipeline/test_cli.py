@@ -85,6 +85,8 @@ REFUSALS = [
     (f'{BUILD} --arch ""', "unknown architecture ''"),
     (f"{BUILD} --set engine.backend=onnx", "unknown backend 'onnx'"),
     (f"{BUILD} --effort huge", "unknown effort 'huge': take one of quick, standard, paper"),
+    (f"{BUILD} --from nowhere", "unknown stage 'nowhere' in --from: take one of invert"),
+    (f"{BUILD} --force --from invert", "--force"),
     (f"{BUILD} --set inversion.imags=3", "unknown recipe key 'inversion.imags'"),
     (f"{BUILD} --set more", "override 'more' is not understood"),
     (f"{BUILD} --recipe no.toml", "recipe 'no.toml' cannot be read"),

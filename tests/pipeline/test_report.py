@@ -37,7 +37,16 @@ def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> di
         "recipe": {"bits": "w4a8"},
         "teacher": {"name": "deit_base", "sha256": "0" * 64, "num_classes": 10, "input_size": [3, 224, 224]},
         "versions": {"python": "3.11", "tensorrt": None},
-        "stages": [{"name": "invert", "digest": "d" * 64, "seconds": 1.0, "cached": False, "outputs": []}],
+        "stages": [
+            {
+                "name": "invert",
+                "digest": "d" * 64,
+                "seconds": 1.0,
+                "cached": False,
+                "outputs": [],
+                "metrics": {"warnings": ["2 of 4 images are of one colour."]},
+            }
+        ],
         "validation": {
             "passed": passed,
             "gates": gates,
@@ -124,6 +133,7 @@ def test_progress_without_a_terminal_is_a_line_a_quarter(capfd: pytest.CaptureFi
 def test_report_says_what_the_manifest_says(real: bool, engines: bool, tmp_path: Path) -> None:
     """Without images, pictures or engines the page is whole too, and says so."""
     page = write_report(manifest(real, engines), tmp_path).read_text()
+    assert "2 of 4 images are of one colour." in page
     assert '<span class="passed">passed</span>' in page
     assert ("50000 real pictures judged the result" in page) is real
     assert ("give some with <code>--val-data</code>" in page) is not real
