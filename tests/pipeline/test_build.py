@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -16,11 +15,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
+from shell import run
 
-from pipeline import cli
 from pipeline.runfolder import RunFolder
 
 TINY = (
@@ -35,20 +33,6 @@ FILES = {
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
     "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
 }  # fmt: skip
-
-
-def run(line: str) -> int:
-    """The exit code of `pipeline LINE` in this process, on one thread: a second one waits for a busy core."""
-    # with pytest's handler there, the exporter traces itself, at half of its time
-    logging.getLogger("torch.__trace").handlers.clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-    torch.set_num_threads(threads)
-    return int(caught.value.code or 0)
 
 
 def manifest(folder: Path) -> dict[str, Any]:

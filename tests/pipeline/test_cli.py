@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shell import run
 
 from inversion.teacher import DIGITS_WEIGHTS
 from pipeline import cli, inverting
@@ -23,14 +24,6 @@ VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "eng
          "reproduce", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
-
-
-def run(monkeypatch: pytest.MonkeyPatch, line: str) -> int:
-    """The exit code of `pipeline LINE` in this process."""
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
 
 
 class Malicious:
@@ -135,7 +128,7 @@ def test_what_cannot_be_done_is_refused(
     if line.startswith("build"):
         monkeypatch.setattr(inverting, "invert", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
-    assert run(monkeypatch, line) == 2
+    assert run(line) == 2
     out, err = capfd.readouterr()
     assert err.startswith("error: ")
     assert err.endswith(".\n")
@@ -145,18 +138,16 @@ def test_what_cannot_be_done_is_refused(
     assert sorted(path for path in desk.rglob("*") if path.is_file()) == before
 
 
-def test_images_of_another_teacher_are_refused(
-    desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_images_of_another_teacher_are_refused(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`quantize` takes the images of its own teacher only: the same name with other weights is another teacher."""
     small = "--images 8 --iterations 8 --batch 8 --quiet"
-    assert run(monkeypatch, f"invert --teacher digits_vit {small} --out images") == 0
+    assert run(f"invert --teacher digits_vit {small} --out images") == 0
     save_file({key: value * 1.5 for key, value in load_file(DIGITS_WEIGHTS).items()}, desk / "other.safetensors")
     capfd.readouterr()
     line = (
         "quantize --teacher digits_vit --bits w4a8 --images images --checkpoint other.safetensors --out q.safetensors"
     )
-    assert run(monkeypatch, line) == 2
+    assert run(line) == 2
     assert capfd.readouterr().err == (
         "error: 'images' was made from another teacher than 'digits_vit': give its own checkpoint.\n"
     )
@@ -180,7 +171,7 @@ def test_without_a_network_the_mend_is_a_checkpoint(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(timm, "create_model", offline)
     monkeypatch.setattr(socket, "getaddrinfo", unresolved)
-    assert run(monkeypatch, "build --teacher deit_base --bits w4a8 --out run") == 3
+    assert run("build --teacher deit_base --bits w4a8 --out run") == 3
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
     assert err.startswith("error: the pretrained weights of 'deit_base' cannot be fetched (no network)")
@@ -213,7 +204,7 @@ def test_any_other_failure_is_one_sentence_too(
         raise fault
 
     monkeypatch.setattr("pipeline.recipe.make_recipe", fails)
-    assert run(monkeypatch, BUILD) == code
+    assert run(BUILD) == code
     err = capfd.readouterr().err
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
@@ -270,11 +261,11 @@ def test_what_the_words_show_is_refused_at_once(wrong: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (2, "heavy:")
 
 
-def test_usage_errors_are_typers(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_typers(capfd: pytest.CaptureFixture[str]) -> None:
     """An unknown verb or option: exit code 2, and it is named."""
-    assert run(monkeypatch, "bild") == 2
+    assert run("bild") == 2
     assert "bild" in capfd.readouterr().err
-    assert run(monkeypatch, "build --bit w4a8") == 2
+    assert run("build --bit w4a8") == 2
     assert "--bit" in capfd.readouterr().err
 
 
@@ -284,9 +275,9 @@ def test_archs_are_read_once_each() -> None:
     assert cli.parse_archs("none") == ()
 
 
-def test_doctor_tells_what_there_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_doctor_tells_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:
     """A line of `what: state` each for the packages, the devices, the engine backend and the built-in teacher."""
-    assert run(monkeypatch, "doctor") == 0
+    assert run("doctor") == 0
     lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
     assert lines.keys() >= {"python", "torch", "onnxruntime", "GPU", "CPU", "engines", "built-in teacher"}
     assert lines["torch"] == torch.__version__.split("+")[0]

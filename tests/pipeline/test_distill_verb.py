@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from shell import run
 
 import pipeline.distillation as distillation
 from calib.distill import Distiller
 from inversion.images import SparseImages
 from inversion.teacher import load_teacher
-from pipeline import cli
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -23,20 +21,10 @@ SHORT = "distill --teacher digits_vit --student teacher --batches 4 --batch 8 --
 GENTLE = "--set distillation.learning_rate=0.01"
 
 
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-    try:
-        cli.main()
-    except SystemExit as caught:
-        return int(caught.code or 0)
-    return 0
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("distilled") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        assert run(f"{SHORT} {GENTLE} --out {out}", patch) == 0
+    assert run(f"{SHORT} {GENTLE} --out {out}") == 0
     return out
 
 
@@ -65,10 +53,10 @@ def test_finished_it_is_not_done_again(
     """The same command gives the same figures without a single update; another one is refused."""
     before = (finished / "student.safetensors").read_bytes()
     monkeypatch.setattr(Distiller, "learn", lambda *_: pytest.fail("it learns again"))
-    assert run(f"{SHORT} {GENTLE} --out {finished}", monkeypatch) == 0
+    assert run(f"{SHORT} {GENTLE} --out {finished}") == 0
     assert "top-1" in capsys.readouterr().out
     assert (finished / "student.safetensors").read_bytes() == before
-    assert run(f"{SHORT} --set distillation.learning_rate=0.02 --out {finished}", monkeypatch) == 2
+    assert run(f"{SHORT} --set distillation.learning_rate=0.02 --out {finished}") == 2
     assert "holds a distillation with another settings" in capsys.readouterr().err
 
 
@@ -83,11 +71,11 @@ def test_interrupted_it_ends_the_same(finished: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(distillation, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(Distiller, "learn", stop)
-    assert run(f"{SHORT} {GENTLE} --out {out}", monkeypatch) != 0
+    assert run(f"{SHORT} {GENTLE} --out {out}") != 0
     assert (out / "progress.safetensors").is_file()
     learned: list[int] = []
     monkeypatch.setattr(Distiller, "learn", lambda *given: learned.append(given[2]) or real(*given))
-    assert run(f"{SHORT} {GENTLE} --out {out}", monkeypatch) == 0
+    assert run(f"{SHORT} {GENTLE} --out {out}") == 0
     assert learned == [2, 3]
     mine, theirs = (load_file(folder / "student.safetensors") for folder in (out, finished))
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
@@ -96,12 +84,12 @@ def test_interrupted_it_ends_the_same(finished: Path, tmp_path: Path, monkeypatc
     assert [point["kl"] for point in curves[0]] == [point["kl"] for point in curves[1]]
 
 
-def test_kept_images_teach_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_images_teach_again(tmp_path: Path) -> None:
     """Every batch is a shard; a folder of shards can be shown for epochs in place of an inversion."""
-    assert run(f"{SHORT} {GENTLE} --keep-images --out {tmp_path / 'a'}", monkeypatch) == 0
+    assert run(f"{SHORT} {GENTLE} --keep-images --out {tmp_path / 'a'}") == 0
     assert len(list((tmp_path / "a/images").glob("shard-*.safetensors"))) == 4
     line = f"distill --teacher digits_vit --student teacher --images {tmp_path / 'a/images'} --batch 16 --epochs 3"
-    assert run(f"{line} {GENTLE} --checks 3 --quiet --out {tmp_path / 'b'}", monkeypatch) == 0
+    assert run(f"{line} {GENTLE} --checks 3 --quiet --out {tmp_path / 'b'}") == 0
     result = json.loads((tmp_path / "b/distillation.json").read_text())
     assert result["batches"] == 6
     assert result["identity"]["epochs"] == 3
@@ -121,24 +109,22 @@ def test_kept_images_teach_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_what_cannot_be_done_is_refused(
-    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence, exit code 2, before anything is inverted."""
-    assert run(f"{SHORT} --out {tmp_path / 'out'} {line}", monkeypatch) == 2
+    assert run(f"{SHORT} --out {tmp_path / 'out'} {line}") == 2
     err = capsys.readouterr().err
     assert said in err
     assert len(err.splitlines()) == 1
 
 
-def test_images_of_another_teacher_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_of_another_teacher_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their digest says whose they are."""
-    assert run(f"{SHORT} {GENTLE} --keep-images --out {tmp_path / 'a'}", monkeypatch) == 0
+    assert run(f"{SHORT} {GENTLE} --keep-images --out {tmp_path / 'a'}") == 0
     for path in (tmp_path / "a/images").iterdir():
         images = SparseImages.load(path)
         images.metadata["teacher_sha256"] = "0" * 64
         images.save(path)
     line = f"distill --teacher digits_vit --student teacher --images {tmp_path / 'a/images'} --out {tmp_path / 'b'}"
-    assert run(line, monkeypatch) == 2
+    assert run(line) == 2
     assert "was made from another teacher than 'digits_vit'" in capsys.readouterr().err

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from shell import run
 
 from inversion.errors import InputError
 from inversion.teacher import load_teacher
-from pipeline import cli, paper
+from pipeline import paper
 from pipeline.bench import METHODS
 from pipeline.display import Display
 from pipeline.reproduce.experiments import EXPERIMENTS, find_experiment
@@ -38,19 +37,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"pipeline.reproduce.{module}.METHODS", some)
 
 
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-    try:
-        cli.main()
-    except SystemExit as caught:
-        return int(caught.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"table2", "figure4", "tableA3", "tableA1"}))
-def test_every_name_gives_a_table(name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_name_gives_a_table(name: str, out: Path) -> None:
     """JSON with a value a seed, Markdown with the paper's column where the paper has numbers, pictures of figures."""
-    assert run(f"reproduce {name} --teacher digits_vit --out {out} {TINY} --quiet", monkeypatch) == 0
+    assert run(f"reproduce {name} --teacher digits_vit --out {out} {TINY} --quiet") == 0
     found = json.loads((out / f"{name}.json").read_text())
     assert found["teacher"]["name"] == "digits_vit"
     assert found["scale"]["iterations"] == 14
@@ -68,9 +58,9 @@ def test_every_name_gives_a_table(name: str, out: Path, monkeypatch: pytest.Monk
         assert (out / f"{name}.png").stat().st_size > 3000
 
 
-def test_the_papers_numbers_stand_beside_ours(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_numbers_stand_beside_ours(out: Path) -> None:
     """Table A3, in the order of the methods."""
-    assert run(f"reproduce tableA3 --teacher digits_vit --out {out} {TINY} --quiet", monkeypatch) == 0
+    assert run(f"reproduce tableA3 --teacher digits_vit --out {out} {TINY} --quiet") == 0
     rows = json.loads((out / "tableA3.json").read_text())["rows"]
     published = paper.distillation("cifar10", "deit_tiny")
     assert published is not None
@@ -82,9 +72,9 @@ def test_the_papers_numbers_stand_beside_ours(out: Path, monkeypatch: pytest.Mon
 def test_images_are_inverted_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figure 5's sets serve figure A1."""
     line = f"--teacher digits_vit --out {out} {TINY} --quiet"
-    assert run(f"reproduce figure5 {line}", monkeypatch) == 0
+    assert run(f"reproduce figure5 {line}") == 0
     monkeypatch.setattr("inversion.invert.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
-    assert run(f"reproduce figureA1 {line}", monkeypatch) == 0
+    assert run(f"reproduce figureA1 {line}") == 0
 
 
 def test_smi_prunes_at_the_same_shares_of_any_length(tmp_path: Path) -> None:
@@ -124,11 +114,9 @@ def test_spread_is_over_seeds() -> None:
         ("table1 --teacher digits_vit --set seeds=0", "size 'seeds' of a scale is too small: 0"),
     ],
 )
-def test_what_is_not_there_is_refused(
-    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_there_is_refused(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence with what there is."""
-    assert run(f"reproduce {line} --out {tmp_path}", monkeypatch) == 2
+    assert run(f"reproduce {line} --out {tmp_path}") == 2
     assert said in capsys.readouterr().err
 
 

@@ -1,30 +1,12 @@
 """`pipeline sensitivity`: files that other commands take, and one sentence for what it cannot do."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from shell import run
 
-from pipeline import cli
 from pipeline.recipe import make_recipe
-
-
-def run(line: str) -> int:
-    """The exit code of `pipeline LINE`, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        finally:
-            torch.set_num_threads(threads)
-    return 0
 
 
 @pytest.fixture(scope="module")

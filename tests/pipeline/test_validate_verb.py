@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from shell import run
 
 from calib.freeze import freeze
 from calib.lsq import learn_steps
@@ -23,7 +22,6 @@ from export.pixels import to_pixels
 from export.runtime import open_runtime
 from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher, load_teacher
-from pipeline import cli
 from pipeline.labels import known_labels
 from pipeline.runfolder import file_sha256
 from pipeline.stages import export_files
@@ -47,13 +45,6 @@ def folder(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = known_labels(teacher, None, None)
     export_files(teacher, made / "quantized.safetensors", made, labels, lambda *_: None, uint8_input=True)
     return made
-
-
-def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
 
 
 def test_models_carry_what_they_are(teacher: Teacher, folder: Path) -> None:
@@ -82,13 +73,11 @@ def test_a_model_of_bytes_answers_as_the_weights_say(teacher: Teacher, folder: P
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 
-def test_a_file_is_judged_against_its_teacher(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real digits and leaves judge, kernels are counted, both models are timed; JSON and JUnit hold the verdict."""
     places = f"--json {tmp_path / 'v.json'} --junit {tmp_path / 'v.xml'}"
     line = f"validate {folder / 'model.onnx'} --teacher digits_vit {places} --quiet"
-    assert run(line, monkeypatch) == 0
+    assert run(line) == 0
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert verdict["real"]["n"] == 500
     assert verdict["real"]["agreement"] > 0.97
@@ -101,19 +90,19 @@ def test_a_file_is_judged_against_its_teacher(
     assert "integer kernels: 26 of 26 linears" in capsys.readouterr().out
 
 
-def test_gates_of_a_file_can_be_set_and_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gates_of_a_file_can_be_set_and_fail(folder: Path) -> None:
     """A latency ratio that nothing reaches fails, with exit code 1."""
     line = f"validate {folder / 'model.onnx'} --teacher digits_vit --set validation.max_latency_ratio=0.0001 --quiet"
-    assert run(line, monkeypatch) == 1
+    assert run(line) == 1
 
 
-def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
     """Integers of the last layer turned around: its answers are no longer the teacher's, and the gate says so."""
     model = onnx.load(folder / "model.onnx")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, tmp_path / "m.onnx")
-    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet", monkeypatch) == 1
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 1
 
 
 @pytest.mark.parametrize(
@@ -128,17 +117,17 @@ def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path, monkeypatch: 
     ],
 )
 def test_what_cannot_be_judged_is_refused(
-    line: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence that names what was wrong, exit code 2."""
-    assert run(f"validate {line.format(folder=folder)} --quiet", monkeypatch) == 2
+    assert run(f"validate {line.format(folder=folder)} --quiet") == 2
     err = capsys.readouterr().err
     assert said in err
     assert len(err.splitlines()) == 1
 
 
 def test_a_model_of_another_teacher_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Other classes than the teacher's."""
     model = onnx.load(folder / "model.onnx")
@@ -148,7 +137,7 @@ def test_a_model_of_another_teacher_is_refused(
     del model.graph.value_info[:]
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
     onnx.save(model, tmp_path / "m.onnx")
-    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet", monkeypatch) == 2
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 2
     assert "answers for 7 classes, 'digits_vit' has 10" in capsys.readouterr().err
 
 
