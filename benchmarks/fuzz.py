@@ -50,8 +50,8 @@ from inversion.invert import invert_shard
 from inversion.settings import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
+from pipeline.manifest import MANIFEST, load_manifest
 from pipeline.recipe import STAGES, make_recipe
-from pipeline.runfolder import MANIFEST, load_manifest
 from pipeline.valdata import open_val_data
 
 SLOWEST_S = 10
@@ -63,6 +63,9 @@ scheme.layers={} --out --val-data --class-map --arch sm89 sm1 none --seed -1 999
 --images 0 --batch 0 1,2 --json --quiet --verbose --force --from invert nowhere . / --help --junit --recipe
 --checkpoint model.onnx --iterations 0 --division-factor 0 65 --sparsity 1 --student teacher --scale smoke -x"""
 WORDS = [*TEXT.split(), "\0", "\udcff", "a b", ""]
+
+
+DEEP = b"[" * 100_000
 
 
 class TooSlowError(Exception):
@@ -325,6 +328,9 @@ def forge(value: Any, chance: random.Random) -> Any:
 
 
 def forge_json(data: bytes, chance: random.Random) -> bytes:
+    """The same values but for one, or brackets deeper than any reader goes."""
+    if chance.random() < 0.02:
+        return DEEP
     return json.dumps(forge(json.loads(data), chance)).encode()
 
 
@@ -334,7 +340,7 @@ def forge_toml(data: bytes, chance: random.Random) -> bytes:
     row = chance.randrange(len(lines))
     key = lines[row].partition(" = ")[0]
     value = chance.choice([value for value in ODD if value is not None and value == value])
-    lines[row] = f"{key} = {json.dumps(value)}"
+    lines[row] = f"{key} = {DEEP.decode() if chance.random() < 0.02 else json.dumps(value)}"
     return "\n".join(lines).encode()
 
 

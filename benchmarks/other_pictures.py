@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 from export.compare import compare
 from export.runtime import open_runtime
 from inversion.teacher import Teacher, load_teacher
+from pipeline.manifest import load_manifest
 from pipeline.preprocess import colour_mode, transform
-from pipeline.runfolder import load_manifest
 
 DRAWS = 2000
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recording import write_record
 
-from pipeline.runfolder import load_manifest
+from pipeline.manifest import load_manifest
 
 
 def main() -> None:

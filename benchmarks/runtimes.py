@@ -35,7 +35,7 @@ from export.kernels import onnxruntime_kernels, sentences
 from export.latency import measure_latency
 from export.qdq import qdq_module
 from inversion.teacher import load_teacher
-from pipeline.runfolder import load_manifest
+from pipeline.manifest import load_manifest
 
 BATCHES = (1, 8)
 ARCHS = ("sm86", "sm89", "sm120")

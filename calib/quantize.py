@@ -15,7 +15,6 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from calib.checkpoint import Checkpoint
 from calib.fidelity import Fidelity, OnStep
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
@@ -25,6 +24,7 @@ from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, input_quantizers, insert_quantizers, some_ranges
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Calibration, Rounding, Training
+from calib.training_checkpoint import Checkpoint
 from calib.views import Views, make_views, split_held_out
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves

@@ -88,5 +88,5 @@ class QuantizedWeights:
             layers = {name: LayerBits(**bits) for name, bits in json.loads(metadata["layers"]).items()}
             scheme = QuantScheme.parse(metadata["scheme"], **json.loads(metadata.get("overrides", "{}")))
             return cls(scheme, metadata["teacher"], metadata["teacher_sha256"], layers, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{str(path)!r} is not consistent ({error}): {mend}") from error

@@ -346,7 +346,7 @@ def validate(
     if target.is_file() and teacher is None:
         raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
     if not target.is_file():
-        from pipeline.runfolder import load_manifest
+        from pipeline.manifest import load_manifest
 
         load_manifest(target)
         if teacher or checkpoint or bits:
@@ -376,7 +376,7 @@ def validate(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """A run folder's HTML report again."""
-    from pipeline.runfolder import load_manifest
+    from pipeline.manifest import load_manifest
 
     load_manifest(run)  # what is no run is refused before anything heavy is imported
 

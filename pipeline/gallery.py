@@ -24,7 +24,7 @@ from inversion.sparse import patchify, take
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors
 from pipeline.display import Display
-from pipeline.runfolder import load_manifest
+from pipeline.manifest import load_manifest
 
 FILES = ("stages.png", "mosaics.png", "rebirth.png", "confidence.png")
 MOST_TRAJECTORIES, MOST_STAGES, MOST_PAIRS, MOST_PICTURES = 8, 16, 6, 32

@@ -226,7 +226,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"recipe {str(path)!r} cannot be read ({error.strerror}): give the path of a TOML file."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"recipe {str(path)!r} is not TOML: {error}.") from None
 
 
@@ -239,7 +239,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         )
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value.strip()
     return {section: {name: parsed}} if section else {name: parsed}
 

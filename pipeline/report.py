@@ -19,7 +19,7 @@ from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.publish import publish
 from pipeline.display import result_rows
-from pipeline.runfolder import load_manifest
+from pipeline.manifest import load_manifest
 
 SHOWN = 6  # trajectories
 

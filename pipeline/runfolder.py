@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 
 from inversion.errors import InputError
 from inversion.publish import publish
+from pipeline.manifest import MANIFEST, SCHEMA, read_manifest
 
 if TYPE_CHECKING:
     from inversion.teacher import Teacher
 
-SCHEMA = 1
-MANIFEST, LOG = "manifest.json", "run.log"
+LOG = "run.log"
 OWNER = ".owner"
 """Process id of who holds the lock, which the system itself takes from a process that dies."""
 PACKAGES = {
@@ -104,7 +104,7 @@ class RunFolder:
             raise
         for left in self.path.rglob(".*.partial"):  # by a process that was killed while it wrote
             left.unlink()
-        self.manifest = _read_manifest(self.path / MANIFEST)
+        self.manifest = read_manifest(self.path / MANIFEST)
         return self
 
     def __exit__(
@@ -226,55 +226,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an existing run folder; `InputError` where there is none that can be read."""
-    manifest = _read_manifest(folder / MANIFEST)
-    if not manifest:
-        raise InputError(f"{str(folder)!r} holds no {MANIFEST} of schema {SCHEMA}: make one with `pipeline build`.")
-    return manifest
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Empty where the file is missing or not a manifest: everything then runs again."""
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return manifest if _is_manifest(manifest) else {}
-
-
-def _is_manifest(found: Any) -> bool:
-    return (
-        _has(found, schema=int, recipe=dict, teacher=dict, versions=dict, stages=list, validation=dict | None)
-        and found["schema"] == SCHEMA
-        and _has(found["teacher"], name=str, sha256=str)
-        and all(_is_record(stage) for stage in found["stages"])
-    )
-
-
-def _is_record(stage: Any) -> bool:
-    kinds = {"name": str, "digest": str, "seconds": int | float, "cached": bool, "outputs": list, "metrics": dict}
-    return _has(stage, **kinds) and all(_is_output(output) for output in stage["outputs"])
-
-
-def _is_output(output: Any) -> bool:
-    """Whether it is one, and lies in the run folder: a damaged output is removed."""
-    if not _has(output, path=str, sha256=str, bytes=int) or "\0" in output["path"]:
-        return False
-    path = Path(output["path"])
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def _has(found: Any, **kinds: Any) -> bool:
-    """Whether `found` is a table that has each key with a value of its kind."""
-    return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in kinds.items())
 
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
 from pipeline.labels import known_labels
+from pipeline.manifest import load_manifest
 from pipeline.recipe import Recipe, make_recipe
-from pipeline.runfolder import RunFolder, describe_teacher, load_manifest, product_digest
+from pipeline.runfolder import RunFolder, describe_teacher, product_digest
 from pipeline.stages import Build, export_files, real_pictures
 from pipeline.validation import Files, validate
 

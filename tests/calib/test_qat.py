@@ -16,8 +16,9 @@ from calib.features import feature_error, forward_features
 from calib.fidelity import Fidelity, fidelity, kl_to_teacher
 from calib.freeze import freeze
 from calib.layers import quantized_layers
+from calib.lessons import Lessons
 from calib.lsq import learn_steps
-from calib.qat import Lessons, Outcome, train
+from calib.qat import Outcome, train
 from calib.quantize import OnPhase, Quantized, quantize
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate
@@ -127,8 +128,8 @@ def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, ki
 
 
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calib.checkpoint.SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr("calib.checkpoint.LARGEST_SHARE", math.inf)
+    monkeypatch.setattr("calib.training_checkpoint.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("calib.training_checkpoint.LARGEST_SHARE", math.inf)
 
 
 @pytest.mark.parametrize("stopped", [1, 3, 6])

@@ -21,9 +21,9 @@ BUILD = (
 # checkpoints at every update, and one thread, as a busy core makes a second one wait
 CODE = """
 import math, resource, sys, torch
-import calib.checkpoint
+import calib.training_checkpoint
 from pipeline.cli import main
-calib.checkpoint.SAVE_EVERY_S, calib.checkpoint.LARGEST_SHARE = 0.0, math.inf
+calib.training_checkpoint.SAVE_EVERY_S, calib.training_checkpoint.LARGEST_SHARE = 0.0, math.inf
 torch.set_num_threads(1)
 if limit := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

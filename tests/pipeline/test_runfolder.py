@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from inversion.errors import InputError
-from pipeline.runfolder import MANIFEST, PACKAGES, RunFolder, StageResult, load_manifest, product_digest, stage_digest
+from pipeline.manifest import MANIFEST, load_manifest
+from pipeline.runfolder import PACKAGES, RunFolder, StageResult, product_digest, stage_digest
 
 RECIPE = {"bits": "w4a8"}
 TEACHER = {"name": "t", "sha256": "0", "num_classes": 10, "input_size": [1, 32, 32]}
@@ -120,7 +121,7 @@ def test_stages_stay_in_the_order_they_run(tmp_path: Path) -> None:
 
 OUTPUT = {"path": "out.bin", "sha256": "0", "bytes": 3}
 RECORD = {"name": "one", "digest": "d", "seconds": 1, "cached": False, "outputs": [OUTPUT], "metrics": {}}
-WHOLE = {"schema": 1, "recipe": {}, "teacher": {}, "versions": {}, "stages": [RECORD], "validation": None}
+WHOLE = {"schema": 1, "recipe": {}, "teacher": TEACHER, "versions": {}, "stages": [RECORD], "validation": None}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,8 @@ WHOLE = {"schema": 1, "recipe": {}, "teacher": {}, "versions": {}, "stages": [RE
         json.dumps({**WHOLE, "stages": [{**RECORD, "outputs": [{"path": "out.bin"}]}]}),
         json.dumps({**WHOLE, "stages": [{**RECORD, "outputs": [{**OUTPUT, "path": "../kept"}]}]}),
         json.dumps({**WHOLE, "stages": [{**RECORD, "outputs": [{**OUTPUT, "path": "/kept"}]}]}),
+        json.dumps({**WHOLE, "stages": [{**RECORD, "seconds": "x"}]}), json.dumps({**WHOLE, "teacher": {}}),
+        json.dumps({**WHOLE, "validation": 3}), pytest.param("[" * 100_000, id="deep"),
     ],
 )  # fmt: skip
 def test_a_broken_or_foreign_manifest_runs_everything(content: str, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""What training shows a student: batches of views, with the teacher's word on each and the loss against it."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Generator, Tensor
+
+from calib.augment import random_crops
+from calib.features import feature_error, forward_features
+from calib.fidelity import kl_to_teacher
+from calib.settings import Training
+from calib.views import Views
+from inversion.machine import choose_precision
+from inversion.sparse import patchify, sparse_forward, unpatchify
+
+
+class Lessons:
+    """Batches without end, each with what the teacher says of it and the loss against that.
+
+    Of images that are shown as they are, the teacher's answers are computed once; of crops, and where the tokens behind
+    its blocks count too, anew.
+    """
+
+    def __init__(self, teacher: VisionTransformer, images: Views, settings: Training) -> None:
+        self.teacher, self.images, self.settings = teacher, images, settings
+        self.generator = Generator().manual_seed(settings.seed)
+        self.rows = [_Rows(len(kept), self.generator) for _, kept in images.groups]
+        self.device = images.groups[0][0].device
+        self.half = choose_precision(settings.precision, self.device) == torch.bfloat16
+        once = not settings.crops and not settings.feature_weight
+        self.logits = images.logits(teacher) if once else None
+
+    def next(self, student: VisionTransformer) -> tuple[Tensor, Tensor]:
+        """(loss, KL to the teacher alone, detached) of `student` on the next batch."""
+        group, rows = self.draw()
+        patches, kept = (part[rows] for part in self.images.groups[group])
+        if self.settings.crops:
+            patches = self._cropped(patches)
+        known = self.logits[group][rows] if self.logits else None
+        divergence, errors = self._compare(student, patches, kept, known)
+        return divergence + self.settings.feature_weight * errors, divergence.detach()
+
+    def _compare(
+        self, student: VisionTransformer, patches: Tensor, kept: Tensor, known: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        temperature, errors = self.settings.temperature, patches.new_zeros(())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            if self.settings.feature_weight:
+                with torch.no_grad():
+                    target, theirs = forward_features(self.teacher, patches, kept)
+                answer, ours = forward_features(student, patches, kept)
+                errors = feature_error(ours, theirs)
+            else:
+                with torch.no_grad():
+                    target = sparse_forward(self.teacher, patches, kept) if known is None else known
+                answer = sparse_forward(student, patches, kept)
+        return kl_to_teacher(answer.float(), target.float(), temperature), errors
+
+    def _cropped(self, patches: Tensor) -> Tensor:
+        size, grid = self.teacher.patch_embed.patch_size, self.teacher.patch_embed.grid_size
+        return patchify(random_crops(unpatchify(patches, grid, size), self.generator), size)
+
+    def draw(self) -> tuple[int, Tensor]:
+        """(group, rows) of the next batch, which is full; a group's turn comes as often as it has images."""
+        sizes = torch.tensor([rows.count for rows in self.rows])
+        group = int(torch.multinomial(sizes.double(), 1, generator=self.generator))
+        return group, torch.tensor(self.rows[group].take(min(self.settings.batch, int(sizes[group]))))
+
+    def state(self) -> dict[str, Tensor]:
+        ahead = {f"ahead.{group}": torch.tensor(rows.ahead, dtype=torch.int64) for group, rows in enumerate(self.rows)}
+        return {"generator": self.generator.get_state(), **ahead}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        for group, rows in enumerate(self.rows):
+            rows.ahead = state[f"ahead.{group}"].tolist()
+
+
+class _Rows:
+    """The rows of a group without end: every one once in random order before any comes again."""
+
+    def __init__(self, count: int, generator: Generator) -> None:
+        self.count, self.generator = count, generator
+        self.ahead: list[int] = []
+
+    def take(self, number: int) -> list[int]:
+        while len(self.ahead) < number:
+            self.ahead += torch.randperm(self.count, generator=self.generator).tolist()
+        taken, self.ahead = self.ahead[:number], self.ahead[number:]
+        return taken
