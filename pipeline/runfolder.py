@@ -55,7 +55,6 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
-        publish(folder / OWNER, str(os.getpid()).encode())
     except Timeout:
         raise InputError(
             f"run folder {str(folder)!r} is in use by process {_owner(folder)}: wait for it, or take another --out."
@@ -65,6 +64,7 @@ def hold(folder: Path) -> Iterator[None]:
             f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out."
         ) from error
     try:
+        publish(folder / OWNER, str(os.getpid()).encode())
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)

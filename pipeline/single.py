@@ -24,7 +24,7 @@ from pipeline.labels import known_labels
 from pipeline.manifest import load_manifest
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.runfolder import RunFolder, describe_teacher, product_digest
-from pipeline.stages import Build, export_files, real_pictures
+from pipeline.stages import TRAINING, Build, export_files, real_pictures
 from pipeline.validation import Files, validate
 
 QUANTIZED = "quantized.safetensors"
@@ -44,7 +44,10 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     require_same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
     out.parent.mkdir(parents=True, exist_ok=True)
     with display.phases() as on_phase:
-        quantized = quantize(teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase)
+        quantized = quantize(
+            teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase,
+            out.with_name(TRAINING),
+        )  # fmt: skip
     quantized.weights.save(out)
     best = quantized.training.best
     display.say(
