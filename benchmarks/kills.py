@@ -98,7 +98,7 @@ def stage_of(folder: Path) -> str:
     log = folder / "run.log"
     if not log.exists():
         return f"shard {len(list(folder.rglob('shard-*')))}" if folder.exists() else "start"
-    last = log.read_text().splitlines()[-1]
+    last = ["", *log.read_text().splitlines()][-1]
     return next((name for name in STAGES if f'"{name}"' in last), "start")
 
 

@@ -1,4 +1,4 @@
-"""Copy the README's tables from the newest records.
+"""Copy the tables of README.md and docs/reproduction.md from the newest records.
 
     python benchmarks/readme.py
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "reproduction.md")
 MARKED = re.compile(r"<!-- record: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
 
 
 def filled(text: str) -> str:
@@ -29,7 +31,10 @@ def filled(text: str) -> str:
 def _table(name: str) -> str:
     path = max(RECORDS.glob(f"????-??-??_{name}.json"))
     record = json.loads(path.read_text())
-    lines, about = (_speed if "rows" in record else _run)(record)
+    if "markdown" in record:
+        return f"{record['markdown']}\n\nRecord: `benchmarks/records/{path.name}`."
+    kind = _students if "runs" in record else _speed if "rows" in record else _run
+    lines, about = kind(record)
     return "\n".join(
         ["| " + " | ".join(row) + " |" for row in lines] + ["", f"{about} Record: `benchmarks/records/{path.name}`."]
     )
@@ -81,6 +86,19 @@ def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
     minutes = sum(record["seconds"].values()) / 60
     about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
     return rows, " ".join([f"{about} Engine: {engine}.", *([record["note"]] if "note" in record else [])])
+
+
+def _students(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
+    """Distillations side by side: what each came to, and after how long."""
+    rows: list[tuple[str, ...]] = [
+        ("student", "updates", "minutes", "top-1 of real pictures", "KL to the teacher"),
+        ("---", *["---:"] * 4),
+    ]
+    for name, run in record["runs"].items():
+        last = run["curve"][-1]
+        minutes, top1 = f"{run['seconds'] / 60:.1f}", f"{100 * last['top1']:.1f}%"
+        rows.append((name, str(run["batches"]), minutes, top1, f"{last['real_kl']:.3f}"))
+    return rows, f"{record['machine']}."
 
 
 def _of(counts: dict[str, int]) -> str:

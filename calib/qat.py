@@ -54,9 +54,9 @@ def train(
     saved beside it. Raises `NumericalError` when the loss stops being finite.
     """
     trainer = Trainer(student, teacher, images, held_out, settings)
-    saved = checkpoint.load() if checkpoint else None
-    if saved:
-        trainer.restore(*saved)
+    if checkpoint and checkpoint.saved:
+        trainer.restore(*checkpoint.saved)
+        checkpoint.saved = None  # five times the model: not needed twice
     else:
         trainer.best.check(student, None, 0)
     while trainer.goes_on():

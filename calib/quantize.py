@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from calib.training_checkpoint import Checkpoint
 from calib.views import Views, make_views, split_held_out
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
+from inversion.machine import choose_precision
 from inversion.teacher import Teacher
 
 OnPhase = Callable[[str, int, int, float], None]
@@ -57,7 +59,7 @@ def quantize(
     """Set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
 
     Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
-    with the same bytes; at the end it is removed.
+    with the same bytes; whoever has published the result removes it.
     """
 
     def step(phase: str, total: int) -> OnStep | None:
@@ -67,10 +69,9 @@ def quantize(
     student = insert_quantizers(teacher.model, scheme)
     identity = _identity(teacher, images, scheme, calibration, rounding, training)
     kept = Checkpoint(checkpoint, identity) if checkpoint else None
-    saved = kept.load() if kept else None
-    if saved:
+    if kept and kept.saved:
         some_ranges(student)  # training restores its own
-        method, tried = _found(saved[1]["notes"])
+        method, tried = _found(kept.saved[1]["notes"])
     else:
         with float_weights(student):
             on_range = step("ranges", len(input_quantizers(student)))
@@ -80,15 +81,16 @@ def quantize(
     notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
     on_update = step("training", training.updates)
     outcome = train(student, teacher.model, show(training.views), held_out, training, on_update, kept, notes)
-    quantized = Quantized(freeze(student, teacher, scheme), method, tried, outcome)
-    if kept:
-        kept.remove()
-    return quantized
+    return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
 
 
 def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *settings: Any) -> str:
     """A hash of all that the result depends on."""
     about = [teacher.sha256, images.sha256(), [dataclasses.asdict(part) for part in (scheme, *settings)]]
+    about += [importlib.metadata.version(package) for package in ("torch", "timm", "nvidia-modelopt")]
+    about.append(
+        str(choose_precision(settings[-1].precision, teacher.device))
+    )  # of training: auto may differ elsewhere
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

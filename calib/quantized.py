@@ -43,7 +43,7 @@ class QuantizedWeights:
         for name, bits in self.layers.items():
             weight = self.tensors[f"{name}.weight"]
             low, high = integer_range(bits.weight)
-            if weight.dtype != torch.int8 or int(weight.min()) < low or int(weight.max()) > high:
+            if weight.dtype != torch.int8 or not weight.numel() or int(weight.min()) < low or int(weight.max()) > high:
                 raise InputError(f"{name}.weight is not made of integers in [{low}, {high}]: quantize again.")
         for key in self._step_names():
             step = self.tensors.get(key, torch.tensor(torch.nan))
@@ -88,5 +88,5 @@ class QuantizedWeights:
             layers = {name: LayerBits(**bits) for name, bits in json.loads(metadata["layers"]).items()}
             scheme = QuantScheme.parse(metadata["scheme"], **json.loads(metadata.get("overrides", "{}")))
             return cls(scheme, metadata["teacher"], metadata["teacher_sha256"], layers, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
             raise InputError(f"{str(path)!r} is not consistent ({error}): {mend}") from error

@@ -13,16 +13,22 @@ from inversion.errors import InputError
 from inversion.tensorfile import read_tensors, write_tensors
 
 FORMAT = "patch-rebirth.training/1"
+"""Raised when training goes on in another way from the same state."""
 SAVE_EVERY_S = 60.0
 LARGEST_SHARE = 0.05
 """Of the time that saving may take: large models are saved less often."""
 
 
 class Checkpoint:
-    """`identity` says of which training the file at `path` is; one of another, or a damaged one, counts as none."""
+    """`identity` says of which training the file at `path` is; one of another, or a damaged one, counts as none.
+
+    `saved` is what an earlier process left there, read once; who takes it up sets it to None. The file stays until its
+    owner, who has the training's result, removes it.
+    """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
+        self.saved = self._load()
         self._next = time.monotonic() + SAVE_EVERY_S
 
     @property
@@ -32,22 +38,16 @@ class Checkpoint:
     def save(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """`about` is what JSON holds; floats come back bit for bit."""
         start = time.monotonic()
-        copies = {key: value.detach().cpu().clone() for key, value in tensors.items()}
-        write_tensors(self.path, copies, {"format": FORMAT, "identity": self.identity, "about": json.dumps(about)})
+        plain = {key: value.detach().cpu() for key, value in tensors.items()}
+        write_tensors(self.path, plain, {"format": FORMAT, "identity": self.identity, "about": json.dumps(about)})
         now = time.monotonic()
         self._next = now + max(SAVE_EVERY_S, (now - start) / LARGEST_SHARE)
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` was given last, or None."""
+    def _load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if not self.path.is_file():
             return None
         try:
             tensors, metadata = read_tensors(self.path, FORMAT, "it is made again.")
-        except InputError:
+            return (tensors, json.loads(metadata["about"])) if metadata["identity"] == self.identity else None
+        except (InputError, ValueError, KeyError):
             return None
-        if metadata.get("identity") != self.identity:
-            return None
-        return tensors, json.loads(metadata["about"])
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)

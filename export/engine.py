@@ -192,9 +192,17 @@ def logger(trt: ModuleType) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.messages: list[tuple[Any, str]] = []
+            self.raised: BaseException | None = None
 
         def log(self, severity: Any, message: str) -> None:
-            self.messages.append((severity, message))
+            try:
+                self.messages.append((severity, message))
+            except BaseException as stopped:  # of a signal: the builder, which calls this, would swallow it
+                self.raised = stopped
+
+        def forget(self) -> None:
+            self.messages.clear()
+            self.raised = None
 
         def layers(self) -> str:
             """What the builder told of the engine's layers, a line each."""
@@ -223,7 +231,7 @@ def _serialize(
 ) -> tuple[Any, bytes]:
     """The parsed network and its engine; the builder's timings are read from `cache` and kept there."""
     collector = logger(trt)
-    collector.messages.clear()
+    collector.forget()
     builder = trt.Builder(collector)
     network = builder.create_network(_network_flags(trt))
     say(f"reading {onnx_path.name}")
@@ -236,6 +244,8 @@ def _serialize(
         _use_timings(config, cache)
     say(f"building for {arch} with {trt.__name__} {trt.__version__}")
     serialized = builder.build_serialized_network(network, config)
+    if collector.raised:
+        raise collector.raised
     if serialized is None:
         raise InputError(f"{trt.__name__} cannot build {str(onnx_path)!r} for {arch}: {collector.complaint()}.")
     if cache:

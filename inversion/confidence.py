@@ -47,7 +47,7 @@ def warnings_of(teacher: Teacher, images: SparseImages, confidence: Tensor) -> l
     chance = 1 / teacher.spec.num_classes
     if flat := one_coloured(images):
         found.append(f"{flat} of {len(images)} synthetic images are of one colour: lower inversion.tv_weight.")
-    if float(confidence.mean()) < SURER_THAN_CHANCE * chance:
+    if chance < 1 and float(confidence.mean()) < min(SURER_THAN_CHANCE * chance, (1 + chance) / 2):
         found.append(
             f"the teacher's confidence in its synthetic images, {float(confidence.mean()):.2g}, is that of chance "
             f"({chance:.2g}): raise inversion.iterations, or change inversion.learning_rate."

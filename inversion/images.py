@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inversion.errors import InputError
 from inversion.sparse import unpatchify
+from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 
 FORMAT = "patch-rebirth.images/1"
@@ -152,15 +153,25 @@ def _contradiction(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str 
     patches, kept = tensors["patches"], tensors["kept"]
     images = len(kept) if kept.dim() == 2 else 0
     shapes = {"patches": (*kept.shape, pixels), "labels": (images,), "stage": (images,), "trajectory": (images,)}
-    if not images or any(tensors[name].shape != shape for name, shape in shapes.items()):
+    if not kept.numel() or any(tensors[name].shape != shape for name, shape in shapes.items()):
         return "the shapes of its tensors do not agree"
     if not places or int(kept.min()) < -1 or int(kept.max()) >= places:
         return f"patches lie outside the grid of {metadata['grid']}"
+    if bool(((kept >= 0).long().diff(dim=1) > 0).any()) or int(tensors["labels"].min()) < 0:
+        return "patches stand behind padding, or a class is negative"
     if len(tensors["trajectory"].unique()) * places > MOST_EMPTY * kept.numel():
         return "it is all but empty"
     if not bool(torch.isfinite(patches).all()):
         return "pixels are not finite numbers"
     return None
+
+
+def require_images_of(teacher: Teacher, images: SparseImages, path: Path) -> None:
+    """Raises `InputError` where the images in `path` were not made from `teacher`, or say so and do not fit it."""
+    same = images.metadata.get("teacher_sha256") == teacher.sha256
+    fits = images.grid == teacher.grid and images.patch_size == teacher.patch_size
+    if not same or not fits or int(images.labels.max()) >= teacher.spec.num_classes:
+        raise InputError(f"{str(path)!r} was made from another teacher than {teacher.name!r}: give its own checkpoint.")
 
 
 def _pad(images: SparseImages, count: int) -> SparseImages:

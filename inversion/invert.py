@@ -19,7 +19,7 @@ from inversion.machine import choose_device, choose_precision, fitting_batch, re
 from inversion.schedule import Stage, schedule
 from inversion.settings import AUTO_BATCH, Inversion
 from inversion.teacher import Teacher
-from inversion.tensorfile import write_tensors
+from inversion.tensorfile import read_tensors, write_tensors
 
 CHECK_EVERY = 25
 ATTEMPTS = 3
@@ -45,7 +45,8 @@ def invert(
     with ThreadPoolExecutor(1) as writer:
         written = writer.submit(lambda: None)
         for number, path in enumerate(paths):
-            if not inverter.made(path, number):
+            beside = number > 0 or job.method != "pri" or _whole_progress(path.with_name(PROGRESS))
+            if not (beside and inverter.made(path, number)):
                 images, progress = inverter.shard(number, on_step)
                 written.result()
                 written = writer.submit(_write, images, progress if number == 0 else None, path)
@@ -147,7 +148,6 @@ class Inverter:
                 attempt += 1
                 if attempt == ATTEMPTS:
                     raise NumericalError(f"{attempt} times, each from other noise, {error}") from error
-                continue
             except torch.OutOfMemoryError:
                 if loop.chunk == 1:
                     raise
@@ -185,6 +185,13 @@ class Inverter:
         joined = join(images)
         progress = {"canvas": torch.stack(pictures), "trajectory": images[0].trajectory[:PROGRESS_TRAJECTORIES]}
         return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], progress
+
+
+def _whole_progress(path: Path) -> bool:
+    try:
+        return bool(read_tensors(path, PROGRESS_FORMAT, "it is made again.")[0])
+    except InputError:
+        return False
 
 
 def _text(value: object) -> str:

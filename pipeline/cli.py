@@ -16,6 +16,8 @@ from export.profile import PRECISION, require_batches, require_precision
 from inversion.errors import InputError, PatchRebirthError
 
 DEBUG = "--debug"
+GO_ON = {"build", "invert", "quantize", "distill", "reproduce"}
+"""Verbs that, called again, take up what they left."""
 UNFORESEEN = 1
 
 app = typer.Typer(
@@ -138,11 +140,16 @@ def invert(
         overrides or (),
     )  # fmt: skip
 
+    from inversion.invert import plan
     from inversion.teacher import load_teacher
     from pipeline.display import Display
     from pipeline.inverting import invert_with_bar
+    from pipeline.runfolder import hold
 
-    invert_with_bar(load_teacher(teacher, checkpoint), job, out, Display(quiet), device)
+    loaded = load_teacher(teacher, checkpoint)
+    plan(loaded, job)
+    with hold(out):
+        invert_with_bar(loaded, job, out, Display(quiet), device)
 
 
 @app.command()
@@ -521,7 +528,7 @@ def main() -> None:
     try:
         app([argument for argument in sys.argv[1:] if argument != DEBUG])
     except Stopped as stopped:
-        print(f"stopped by {stopped.signal.name}: the same command goes on from here.", file=sys.stderr)
+        print(f"stopped by {stopped.signal.name}{_how_to_go_on(sys.argv[1:])}.", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except Exception as error:
         if debug:
@@ -543,8 +550,17 @@ class Stopped(BaseException):
 
 
 def _stop(number: int, _frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: what is being written is finished
+    for each in (signal.SIGINT, signal.SIGTERM):  # who asks twice is not kept waiting: no file can be half written
+        signal.signal(each, signal.SIG_DFL)
     raise Stopped(number)
+
+
+def _how_to_go_on(words: list[str]) -> str:
+    """What a stopped command leaves for the next; nothing where it begins anew."""
+    if not GO_ON & set(words[:1]):
+        return ""
+    anew = [word for word in words if word.partition("=")[0] in ("--force", "--from")]
+    return f": the same command without {anew[0]} goes on from here" if anew else ": the same command goes on from here"
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -27,6 +27,10 @@ class Display:
     def say(self, text: str) -> None:
         self.progress_console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, sentence: str) -> None:
+        """Also when `quiet`: it is no progress."""
+        Console(stderr=True).print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
     def log(self, line: str) -> None:
         if self.verbose:
             self.say(line)

@@ -19,7 +19,7 @@ from calib.student import Student, adapt_pictures
 from export.compare import Comparison, compare
 from inversion.checkpoint import weights_sha256
 from inversion.errors import InputError
-from inversion.images import load_images
+from inversion.images import load_images, require_images_of
 from inversion.invert import Inverter
 from inversion.publish import publish
 from inversion.settings import Inversion
@@ -51,8 +51,7 @@ class Source:
             assert self.inversion is not None
             return Streamed(Inverter(teacher, self.inversion, device), out / "images" if self.keep_images else None)
         images = load_images(self.images)
-        if images.metadata.get("teacher_sha256") != teacher.sha256:
-            raise InputError(f"{str(self.images)!r} was made from another teacher than {teacher.name!r}: give its own.")
+        require_images_of(teacher, images, self.images)
         return Stored(images, self.batch, self.epochs, seed)
 
     def describe(self) -> dict[str, Any]:

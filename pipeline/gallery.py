@@ -25,6 +25,7 @@ from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors
 from pipeline.display import Display
 from pipeline.manifest import load_manifest
+from pipeline.runfolder import require_no_way_out
 
 FILES = ("stages.png", "mosaics.png", "rebirth.png", "confidence.png")
 MOST_TRAJECTORIES, MOST_STAGES, MOST_PAIRS, MOST_PICTURES = 8, 16, 6, 32
@@ -43,6 +44,7 @@ def gallery(run: Path, out: Path | None, display: Display, teacher: Teacher | No
     folder, out = (run / "images" if (run / "images").is_dir() else run), out or run / "gallery"
     if not next(path for path in (out, *out.parents) if path.exists()).is_dir():
         raise InputError(f"the gallery's place {str(out)!r} is not a folder, nor in one: give another with --out.")
+    require_no_way_out(run)
     images = load_images(folder)
     figures, sure = {}, None
     if teacher := teacher or _teacher_of(run, display):

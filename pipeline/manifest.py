@@ -48,7 +48,7 @@ def _is_output(output: Any) -> bool:
     if not _has(output, path=str, sha256=str, bytes=int) or "\0" in output["path"]:
         return False
     path = Path(output["path"])
-    return not path.is_absolute() and ".." not in path.parts
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
 def _has(found: Any, **kinds: Any) -> bool:

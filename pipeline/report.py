@@ -20,6 +20,7 @@ from inversion.images import SparseImages, load_images
 from inversion.publish import publish
 from pipeline.display import result_rows
 from pipeline.manifest import load_manifest
+from pipeline.runfolder import require_no_way_out
 
 SHOWN = 6  # trajectories
 
@@ -45,6 +46,7 @@ def write_report(manifest: dict[str, Any], folder: Path) -> Path:
 def rewrite_report(folder: Path) -> Path:
     """`report.html` of a finished run again; `InputError` where its manifest does not hold a whole verdict."""
     manifest = load_manifest(folder)
+    require_no_way_out(folder)
     if manifest["validation"] is None:
         raise InputError(f"the run in {str(folder)!r} has not reached its verdict: finish it with `pipeline build`.")
     try:

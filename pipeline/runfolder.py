@@ -34,6 +34,8 @@ PACKAGES = {
     "timm": "timm",
     "modelopt": "nvidia-modelopt",
     "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnx_ir": "onnx-ir",
     "onnxruntime": "onnxruntime-gpu",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
@@ -64,19 +66,29 @@ def hold(folder: Path) -> Iterator[None]:
             f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out."
         ) from error
     try:
+        require_no_way_out(folder)
         publish(folder / OWNER, str(os.getpid()).encode())
+        for left in folder.rglob(".*.partial"):  # by a process that was killed while it wrote
+            left.unlink()
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
 
 
-def _require_no_way_out(folder: Path) -> None:
+def require_no_way_out(folder: Path) -> None:
     """Raises `InputError` for a link that leads out of `folder`: what is behind it would be read or overwritten."""
     whole = folder.resolve()
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(whole):
+        if path.is_symlink() and not _leads_into(path, whole):
             raise InputError(f"{str(path)!r} is a link that leads out of its run folder: remove it.")
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # it leads in a circle
+        return False
 
 
 def _owner(folder: Path) -> str:
@@ -97,13 +109,6 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         self._held = hold(self.path)
         self._held.__enter__()
-        try:
-            _require_no_way_out(self.path)
-        except InputError:
-            self._held.__exit__(None, None, None)
-            raise
-        for left in self.path.rglob(".*.partial"):  # by a process that was killed while it wrote
-            left.unlink()
         self.manifest = read_manifest(self.path / MANIFEST)
         return self
 
@@ -146,7 +151,8 @@ class RunFolder:
             self.manifest["stages"].remove(record)
         else:
             for output in damaged:  # a stage that resumes from its own files would take it for a finished one
-                (self.path / output["path"]).unlink(missing_ok=True)
+                if (path := self.path / output["path"]).is_file():
+                    path.unlink()
             self.forget(name)
             self.log("stage begins", stage=name, digest=digest, damaged=[output["path"] for output in damaged])
             start = time.perf_counter()

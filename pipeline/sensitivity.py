@@ -26,11 +26,10 @@ from calib.sensitivity import (
 )
 from export.compare import compare
 from inversion.errors import InputError
-from inversion.images import load_images
+from inversion.images import load_images, require_images_of
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from pipeline.display import Display
-from pipeline.single import require_same_teacher
 from pipeline.valdata import ValData
 
 SCHEMA = 1
@@ -51,7 +50,7 @@ def sensitivity(
         raise InputError(f"--max-drop {max_drop} is no positive number of points: write 1.0 or the like.")
     require_layers(teacher.model, scheme)
     found = load_images(images)
-    require_same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
+    require_images_of(teacher, found, images)
     out.mkdir(parents=True, exist_ok=True)
     shown, judge, many = judging_material(teacher, found, PICTURES)
     layers = len(quantized_layers(teacher.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 
 from calib.layers import require_layers
 from calib.quantized import QuantizedWeights
+from export.engine import EngineSpec
 from export.graph import export_float
 from export.kernels import require_quantized
 from export.latency import random_feeds
 from export.runtime import Runtime, open_runtime
 from inversion.errors import InputError
-from inversion.images import load_images
+from inversion.images import load_images, require_images_of
 from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
@@ -24,7 +26,7 @@ from pipeline.labels import known_labels
 from pipeline.manifest import load_manifest
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.runfolder import RunFolder, describe_teacher, product_digest
-from pipeline.stages import TRAINING, Build, export_files, real_pictures
+from pipeline.stages import Build, export_files, real_pictures
 from pipeline.validation import Files, validate
 
 QUANTIZED = "quantized.safetensors"
@@ -41,14 +43,16 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     found = load_images(images)
-    require_same_teacher(teacher, found.metadata.get("teacher_sha256"), images)
+    require_images_of(teacher, found, images)
     out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.training")
     with display.phases() as on_phase:
         quantized = quantize(
             teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase,
-            out.with_name(TRAINING),
+            unfinished,
         )  # fmt: skip
     quantized.weights.save(out)
+    unfinished.unlink(missing_ok=True)
     best = quantized.training.best
     display.say(
         f"ranges {quantized.method}; held-out synthetic KL {best.kl:.4f}, agreement {100 * best.agreement:.1f}%"
@@ -132,11 +136,10 @@ def validate_run(
         if engine is None:
             raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
         made = {output["path"] for output in engine["outputs"]}
-        if not all(isinstance(one, dict) and one.get("path") in made for one in engine["metrics"].get("engines", [{}])):
-            raise InputError(
-                f"the manifest in {str(folder)!r} names engines that the run did not make: build it again."
-            )
-        work.digests["engine"], work.engines = product_digest(engine), engine["metrics"]["engines"]
+        named = engine["metrics"].get("engines")
+        if not isinstance(named, list) or not all(_is_engine(one, made) for one in named):
+            raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
+        work.digests["engine"], work.engines = product_digest(engine), named
         work.begin()
         run.forget("validate")
         return work.conclude()
@@ -145,3 +148,9 @@ def validate_run(
 def require_same_teacher(teacher: Teacher, sha256: str | None, path: Path) -> None:
     if sha256 != teacher.sha256:
         raise InputError(f"{str(path)!r} was made from another teacher than {teacher.name!r}: give its own checkpoint.")
+
+
+def _is_engine(spec: Any, made: set[str]) -> bool:
+    """Whether it describes an engine that is one of the files `made`."""
+    fields = {field.name for field in dataclasses.fields(EngineSpec)}
+    return isinstance(spec, dict) and spec.keys() >= fields and spec.get("path") in made

@@ -20,8 +20,8 @@ from export.qdq import qdq_module
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.invert import PROGRESS, plan
-from inversion.machine import choose_device
+from inversion.invert import PROGRESS, plan, settle
+from inversion.machine import choose_device, require_memory
 from inversion.publish import publish
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_metadata
@@ -45,7 +45,7 @@ STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validat
 LIBRARIES = {
     "invert": ("torch", "timm"),
     "quantize": ("torch", "timm", "modelopt"),
-    "export": ("torch", "timm", "onnx"),
+    "export": ("torch", "timm", "onnx", "onnxscript", "onnx_ir"),
     "engine": ("onnx", "tensorrt", "tensorrt_rtx"),
     "validate": ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx"),
 }
@@ -53,7 +53,7 @@ LIBRARIES = {
 
 TRAINING = "training.safetensors"
 """What interrupted training goes on from; a finished stage leaves none."""
-UNFINISHED = {"invert": "images/*.safetensors", "quantize": TRAINING}
+UNFINISHED = {"invert": ("images/*.safetensors",), "quantize": (TRAINING,)}
 """What a stage that is run again would take up."""
 VERDICTS = ("report.html", "junit.xml")
 
@@ -73,6 +73,7 @@ def build(
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
     plan(teacher, recipe.inversion)
+    require_memory(teacher.model, settle(teacher, recipe.inversion, device), choose_device(device))
     require_layers(teacher.model, recipe.quant_scheme())
     val_data = real_pictures(recipe, teacher)
     with RunFolder(folder, display.log) as run:
@@ -114,8 +115,9 @@ class Build:
         """Let `stage` and all after it run again, from nothing."""
         for name in STAGES[STAGES.index(stage) :]:
             self.run.forget(name)
-            for path in sorted(self.folder.glob(UNFINISHED.get(name, "no such file"))):
-                path.unlink()
+            for pattern in UNFINISHED.get(name, ()):
+                for path in sorted(self.folder.glob(pattern)):
+                    path.unlink()
 
     def conclude(self) -> dict[str, Any]:
         """Judge the run's files and write the verdict wherever it is read; returns the manifest."""
@@ -141,7 +143,7 @@ class Build:
         record = self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
         for sentence in record["metrics"]["warnings"]:
             self.run.log("warning", message=sentence)
-            self.display.say(f"warning: {sentence}")
+            self.display.warn(sentence)
 
     def quantize(self) -> None:
         recipe, path = self.recipe, self.folder / "quantized.safetensors"
@@ -161,6 +163,7 @@ class Build:
         parts: tuple[Any, ...] = (self.scheme, recipe.calibration, recipe.rounding, recipe.training)
         settings = [dataclasses.asdict(part) for part in parts]
         self._stage("quantize", work, settings=settings, images=self.digests["invert"])
+        (self.folder / TRAINING).unlink(missing_ok=True)
 
     def export(self) -> None:
         labels = known_labels(self.teacher, self.recipe.checkpoint, self.recipe.class_map)

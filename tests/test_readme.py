@@ -23,9 +23,11 @@ def _readme_script() -> ModuleType:
 
 def test_tables_are_the_records() -> None:
     """Every figure in a marked table is the newest record's."""
-    text = (ROOT / "README.md").read_text()
-    assert "<!-- record: demo -->" in text
-    assert _readme_script().filled(text) == text
+    script = _readme_script()
+    for page, marked in zip(script.PAGES, ("demo", "reproduce_digits_tableA3"), strict=True):
+        text = page.read_text()
+        assert f"<!-- record: {marked} -->" in text
+        assert script.filled(text) == text
 
 
 def test_every_command_is_documented() -> None:

@@ -38,7 +38,8 @@ def test_images_of_one_colour_are_counted() -> None:
 
 
 def test_poor_images_are_warned_of() -> None:
-    """One sentence for flat images, one for a teacher that recognises nothing; none where all is well."""
+    """One sentence for flat images, one for a teacher that recognises nothing; none where all is well, nor at 90% of
+    two classes."""
     good = images()[torch.tensor([0, 1])]
     for teacher, shown, said in (
         (teacher_of(2), good, []),
@@ -49,3 +50,6 @@ def test_poor_images_are_warned_of() -> None:
         found = warnings_of(teacher, shown, target_confidence(teacher, replace(shown, kept=shown.kept.long())))
         assert len(found) == len(said)
         assert all(part in sentence for part, sentence in zip(said, found, strict=True))
+    two = replace(teacher_of(2), spec=replace(SPEC, num_classes=2))
+    assert not warnings_of(two, good, torch.tensor([0.9, 0.9]))
+    assert warnings_of(two, good, torch.tensor([0.55, 0.5]))

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,25 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         write()
         with pytest.raises(InputError, match=r"shard-00000.safetensors' .*: make it again with `pipeline invert`\.$"):
             SparseImages.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kept": torch.zeros(4, 0)}, "the shapes of its tensors do not agree"),
+        ({"labels": torch.zeros(3)}, "the shapes of its tensors do not agree"),
+        ({"kept": torch.tensor([[0, 6], [1, 2], [3, 4], [5, -1]])}, "outside the grid of 2x3"),
+        ({"kept": torch.tensor([[-1, 0], [1, 2], [3, 4], [5, -1]])}, "behind padding"),
+        ({"labels": torch.tensor([0, 1, 2, -3])}, "a class is negative"),
+        ({"patches": torch.full((4, 2, 32), torch.inf)}, "pixels are not finite numbers"),
+        ({"metadata": {**METADATA, "grid": "2x9999999999"}}, "is none"),
+        ({"metadata": {**METADATA, "grid": "900x900"}}, "it is all but empty"),
+        ({"metadata": {**METADATA, "channels": "3"}}, "the shapes of its tensors do not agree"),
+    ],
+)
+def test_a_shard_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    """Whole safetensors with tensors of the right types that no inversion makes; nothing is filled with them."""
+    images = tiling(dense_pictures(1), RAGGED)
+    replace(images, **change).save(tmp_path / "shard-00000.safetensors")
+    with pytest.raises(InputError, match=said):
+        load_images(tmp_path)

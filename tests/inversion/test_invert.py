@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
@@ -366,6 +367,18 @@ def test_a_shard_is_tried_again_from_other_noise(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(again.labels, first.labels)
     assert torch.equal(again.patches, same.patches)
     assert not torch.equal(again.patches, first.patches)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"half")])
+def test_lost_progress_comes_back(teacher: Teacher, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """The pictures beside the first shard are made again with the same bytes, and so is only that shard."""
+    paths = invert(teacher, QUICK, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    times = [path.stat().st_mtime_ns for path in paths[1:]]
+    damage(tmp_path / PROGRESS)
+    invert(teacher, QUICK, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert [path.stat().st_mtime_ns for path in paths[1:]] == times
 
 
 def test_progress_counts_the_whole_job(teacher: Teacher, tmp_path: Path) -> None:

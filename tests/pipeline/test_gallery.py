@@ -344,7 +344,13 @@ def test_a_run_folder_names_its_teacher(checkpoint: str | None, shards: Path, tm
     run.mkdir()
     shards.rename(run / "images")
     recipe = {"teacher": "digits_vit", "checkpoint": checkpoint}
-    rest = {"schema": 1, "teacher": {}, "versions": {}, "stages": [], "validation": None}
+    rest = {
+        "schema": 1,
+        "teacher": {"name": "digits_vit", "sha256": ""},
+        "versions": {},
+        "stages": [],
+        "validation": None,
+    }
     (run / "manifest.json").write_text(json.dumps({**rest, "recipe": recipe}))
     display = Listener()
     paths = gallery(run, None, display)

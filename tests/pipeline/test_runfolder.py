@@ -227,6 +227,10 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, link: str) -> None:
         RunFolder(tmp_path / "run").__enter__()
     assert (tmp_path / "elsewhere/theirs").read_text() == "theirs"
     place.unlink()
+    place.symlink_to(place)  # in a circle
+    with pytest.raises(InputError, match=r"is a link that leads out"):
+        RunFolder(tmp_path / "run").__enter__()
+    place.unlink()
     place.symlink_to(tmp_path / "run")
     with RunFolder(tmp_path / "run"):
         pass
