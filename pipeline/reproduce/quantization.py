@@ -37,7 +37,7 @@ def table_a2(laboratory: Laboratory) -> Result:
             row |= _scores(found, bits, published)
         rows[method] = row
     notes = [RULES, f"Our teacher: {top1:.2f}% top-1. The paper's numbers are ImageNet-1k top-1."]
-    return Result("tableA2", f"Table A2: {name}, {laboratory.scale.images} images", rows, notes=notes)
+    return Result("tableA2", f"Table A2: {name}, {laboratory.scale.images} images", rows, digits=4, notes=notes)
 
 
 def table_a5(laboratory: Laboratory) -> Result:
@@ -55,7 +55,7 @@ def table_a5(laboratory: Laboratory) -> Result:
         "best, all together are strong, the 4th recovers least.",
         f"Our teacher: {top1:.2f}% top-1.",
     ]
-    return Result("tableA5", "Table A5: w8a8 by detachment point", rows, digits=3, notes=notes)
+    return Result("tableA5", "Table A5: w8a8 by detachment point", rows, digits=6, notes=notes)
 
 
 def _job(laboratory: Laboratory, method: str, seed: int) -> Inversion:
