@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--note", help="What a reader must know beside the figures.")
     args = parser.parse_args()
     manifest = load_manifest(args.run)
     stages = {stage["name"]: stage for stage in manifest["stages"]}
@@ -32,6 +33,7 @@ def main() -> None:
             "quantize": stages["quantize"]["metrics"],
             "confidence_by_stage": stages["invert"]["metrics"]["confidence"],
             "validation": manifest["validation"],
+            **({"note": args.note} if args.note else {}),
         },
     )
 
