@@ -23,7 +23,9 @@ OF_PYTHON = {
     "startswith",
     "strip",
     "rstrip",
+    "forget",
     "messages",
+    "raised",
     "complaint",
     "layers",
 }
