@@ -98,7 +98,7 @@ REFUSALS = [
     ("report empty", "'empty' holds no manifest.json of schema 1"),
     ("report broken_run", "'broken_run' holds no manifest.json of schema 1"),
     ("invert --teacher digits_vit --method gan --out images", "unknown method 'gan'"),
-    ("invert --teacher digits_vit --out in_the_way", "'in_the_way' cannot be used (File exists)"),
+    ("invert --teacher digits_vit --out in_the_way", "run folder 'in_the_way' is not writable"),
     (
         "quantize --teacher digits_vit --bits w4a8 --out q.safetensors --images empty",
         "'empty' holds no shard-*.safetensors",
