@@ -13,6 +13,9 @@ from torch import Tensor
 
 from inversion.errors import InputError
 
+ARCHIVE = b"PK\x03\x04"
+"""How a file begins that torch takes for a zip archive."""
+NOT_PLAIN = "truncated or holds more than plain tensors, so it was not read: save its state_dict as safetensors."
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
 
@@ -69,10 +72,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} is truncated or holds more than plain tensors, so it was not read: "
-            "save its state_dict as safetensors."
-        ) from error
+        raise InputError(f"checkpoint {str(path)!r} is {NOT_PLAIN}") from error
     for key in ("model", "state_dict", "model_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -82,12 +82,16 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def _require_stored(path: Path) -> None:
-    """Raises `InputError` for an archive that unpacks to more than its own size: torch's never do."""
+    """Raises `InputError` for an archive that unpacks to more than its own size, as torch's never do, or that cannot be
+    looked through; torch's older format is none."""
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) != ARCHIVE:
+            return
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # of torch's older format, or none at all: torch says
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"checkpoint {str(path)!r} is {NOT_PLAIN}") from error
     if unpacked > path.stat().st_size:
         raise InputError(
             f"checkpoint {str(path)!r} unpacks to {unpacked} bytes, more than it has: save it with torch.save."

@@ -378,3 +378,13 @@ def test_a_tensor_of_another_width_sizes_no_model(key: str, shape: tuple[int, ..
     save_file({key: torch.zeros(shape)}, tmp_path / "t.safetensors")
     with pytest.raises(InputError, match="does not fit"):
         load_teacher("deit_tiny", tmp_path / "t.safetensors")
+
+
+def test_an_archive_that_cannot_be_looked_through_is_refused(tmp_path: Path) -> None:
+    """torch would read it, and with it whatever its sizes hide."""
+    torch.save({"head.weight": torch.zeros(10, 4)}, tmp_path / "t.pth")
+    data = bytearray((tmp_path / "t.pth").read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 255  # the version that unpacking needs
+    (tmp_path / "t.pth").write_bytes(data)
+    with pytest.raises(InputError, match=r"t\.pth' is truncated or holds more than plain tensors"):
+        load_teacher("digits_vit", tmp_path / "t.pth")
