@@ -143,13 +143,14 @@ def invert(
     from inversion.invert import plan
     from inversion.teacher import load_teacher
     from pipeline.display import Display
-    from pipeline.inverting import invert_with_bar
+    from pipeline.inverting import describe_images, invert_with_bar
     from pipeline.runfolder import hold
 
-    loaded = load_teacher(teacher, checkpoint)
+    loaded, display = load_teacher(teacher, checkpoint), Display(quiet)
     plan(loaded, job)
     with hold(out):
-        invert_with_bar(loaded, job, out, Display(quiet), device)
+        for sentence in describe_images(loaded, invert_with_bar(loaded, job, out, display, device))["warnings"]:
+            display.warn(sentence)
 
 
 @app.command()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOG = "run.log"
 OWNER = ".owner"
 """Process id of who holds the lock, which the system itself takes from a process that dies."""
+SHARDS = "images/shard-*.safetensors"
 PACKAGES = {
     "patch_rebirth": "patch-rebirth",
     "torch": "torch",
@@ -183,14 +184,16 @@ class RunFolder:
         self._write()
 
     def require_intact(self) -> None:
-        """Raises `InputError` for a file that is no longer what its stage made."""
-        for stage in self.manifest["stages"]:
-            for output in stage["outputs"]:
-                if not self._intact(output):
-                    raise InputError(
-                        f"{str(self.path / output['path'])!r} is not the file that the run made: "
-                        "run its `pipeline build` again."
-                    )
+        """Raises `InputError` for a file that is no longer what its stage made, or that no stage made."""
+        outputs = [output for stage in self.manifest["stages"] for output in stage["outputs"]]
+        wrong = [self.path / output["path"] for output in outputs if not self._intact(output)]
+        for path in [*wrong, *self.strays(SHARDS)]:
+            raise InputError(f"{str(path)!r} is not the file that the run made: run its `pipeline build` again.")
+
+    def strays(self, pattern: str) -> list[Path]:
+        """Files that fit `pattern` and are no stage's, such as shards of an earlier, longer inversion."""
+        made = {self.path / output["path"] for stage in self.manifest["stages"] for output in stage["outputs"]}
+        return sorted(set(self.path.glob(pattern)) - made)
 
     def _intact(self, output: dict[str, Any]) -> bool:
         path = self.path / output["path"]

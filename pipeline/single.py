@@ -123,26 +123,33 @@ def validate_run(
     folder: Path, val_data: str | None, class_map: str | None, overrides: Iterable[str], display: Display
 ) -> dict[str, Any]:
     """A finished run's files judged again; the manifest gets the new verdict."""
-    manifest = load_manifest(folder)
-    flags = {key: value for key, value in manifest["recipe"].items() if value is not None}
-    flags |= {key: value for key, value in (("val_data", val_data), ("class_map", class_map)) if value is not None}
-    recipe = make_recipe(flags, None, overrides)
-    teacher = load_teacher(recipe.teacher, recipe.checkpoint)
-    require_same_teacher(teacher, manifest["teacher"]["sha256"], folder)
+    load_manifest(folder)  # what is no run gets no lock either
     with RunFolder(folder) as run:
+        manifest = load_manifest(folder)  # as it is now that nobody else writes it
+        flags = {key: value for key, value in manifest["recipe"].items() if value is not None}
+        flags |= {key: value for key, value in (("val_data", val_data), ("class_map", class_map)) if value is not None}
+        recipe = make_recipe(flags, None, overrides)
+        teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+        require_same_teacher(teacher, manifest["teacher"]["sha256"], folder)
         run.require_intact()
         work = Build(recipe, teacher, real_pictures(recipe, teacher), None, run, display)
-        engine = next((stage for stage in manifest["stages"] if stage["name"] == "engine"), None)
-        if engine is None:
-            raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
-        made = {output["path"] for output in engine["outputs"]}
-        named = engine["metrics"].get("engines")
-        if not isinstance(named, list) or not all(_is_engine(one, made) for one in named):
-            raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
-        work.digests["engine"], work.engines = product_digest(engine), named
+        engine = _engine_stage(manifest, folder)
+        work.digests["engine"], work.engines = product_digest(engine), engine["metrics"]["engines"]
         work.begin()
         run.forget("validate")
         return work.conclude()
+
+
+def _engine_stage(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of the last stage before validation; `InputError` where the run has not come so far."""
+    engine: dict[str, Any] | None = next((stage for stage in manifest["stages"] if stage["name"] == "engine"), None)
+    if engine is None:
+        raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
+    made = {output["path"] for output in engine["outputs"]}
+    named = engine["metrics"].get("engines")
+    if not isinstance(named, list) or not all(_is_engine(one, made) for one in named):
+        raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
+    return engine
 
 
 def require_same_teacher(teacher: Teacher, sha256: str | None, path: Path) -> None:

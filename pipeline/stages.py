@@ -17,21 +17,27 @@ from export.engines import ENGINE_GRAPH, build_engines
 from export.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
-from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.invert import PROGRESS, plan, settle
 from inversion.machine import choose_device, require_memory
 from inversion.publish import publish
 from inversion.teacher import Teacher, load_teacher
-from inversion.tensorfile import read_metadata
 from pipeline.display import Advance, Display
-from pipeline.inverting import invert_with_bar
+from pipeline.inverting import describe_images, invert_with_bar
 from pipeline.labels import known_labels
 from pipeline.preprocess import preprocess_steps
 from pipeline.recipe import STAGES, Recipe
 from pipeline.report import write_junit, write_report
-from pipeline.runfolder import RunFolder, StageResult, describe_teacher, file_sha256, library_versions, product_digest
+from pipeline.runfolder import (
+    SHARDS,
+    RunFolder,
+    StageResult,
+    describe_teacher,
+    file_sha256,
+    library_versions,
+    product_digest,
+)
 from pipeline.valdata import ValData, judging_pictures
 from pipeline.validation import Files, Reference, fingerprint, validate
 
@@ -131,16 +137,13 @@ class Build:
 
         def work() -> StageResult:
             paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display, device)
-            images, progress = load_images(self.folder / "images"), self.folder / "images" / PROGRESS
-            confidence = target_confidence(self.teacher, images)
-            metrics = {
-                "images": len(images),
-                "confidence": confidence_by_stage(confidence, images),
-                "warnings": [*warnings_of(self.teacher, images, confidence), *_retried(paths)],
-            }
-            return StageResult([*paths, *([progress] if progress.exists() else [])], metrics)
+            progress = self.folder / "images" / PROGRESS
+            outputs = [*paths, *([progress] if progress.exists() else [])]
+            return StageResult(outputs, describe_images(self.teacher, paths))
 
         record = self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
+        for stray in self.run.strays(SHARDS):  # whoever reads the folder would take it for one of the run's
+            stray.unlink()
         for sentence in record["metrics"]["warnings"]:
             self.run.log("warning", message=sentence)
             self.display.warn(sentence)
@@ -237,16 +240,6 @@ class Build:
 def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
     """The pictures that judge a run."""
     return judging_pictures(recipe.teacher, recipe.checkpoint, recipe.val_data, recipe.class_map, teacher)
-
-
-def _retried(shards: Sequence[Path]) -> list[str]:
-    """A sentence for each shard that did not come about at once."""
-    attempts = {path.name: int(read_metadata(path).get("attempt", "0")) for path in shards}
-    return [
-        f"{name} is attempt {attempt + 1}, from other noise: before that its loss stopped being finite."
-        for name, attempt in attempts.items()
-        if attempt
-    ]
 
 
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:
