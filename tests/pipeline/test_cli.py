@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from shell import run
 
 from inversion.teacher import DIGITS_WEIGHTS
-from pipeline import cli, inverting
+from pipeline import inverting
+from pipeline.verbs.options import parse_archs
 
 VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report", "gallery",
          "reproduce", "doctor", "bench")  # fmt: skip
@@ -271,8 +272,8 @@ def test_usage_errors_are_typers(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_archs_are_read_once_each() -> None:
     """`none` builds nothing; blanks and repeats do not count."""
-    assert cli.parse_archs("sm86, sm89,sm86") == ("sm86", "sm89")
-    assert cli.parse_archs("none") == ()
+    assert parse_archs("sm86, sm89,sm86") == ("sm86", "sm89")
+    assert parse_archs("none") == ()
 
 
 def test_doctor_tells_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:

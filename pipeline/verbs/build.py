@@ -1,0 +1,83 @@
+"""The main job: every stage in one run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inversion.errors import InputError
+from pipeline.verbs.options import (
+    Arch,
+    Bits,
+    Checkpoint,
+    ClassMap,
+    Device,
+    Effort,
+    Overrides,
+    Quiet,
+    RecipeFile,
+    Seed,
+    Teacher,
+    Uint8Input,
+    ValData,
+    Verbose,
+    parse_archs,
+    require_place,
+    text_of,
+)
+
+
+def build(
+    teacher: Teacher = None,
+    bits: Bits = None,
+    checkpoint: Checkpoint = None,
+    effort: Effort = None,
+    recipe: RecipeFile = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/TEACHER-BITS-EFFORT by default.")] = None,
+    val_data: ValData = None,
+    class_map: ClassMap = None,
+    arch: Arch = None,
+    uint8_input: Uint8Input = None,
+    seed: Seed = None,
+    junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
+    device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+    anew_from: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it again.")] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """All stages: a teacher in; ONNX, engine and report out."""
+    from pipeline.recipe import STAGES, make_recipe
+
+    if force and anew_from:
+        raise InputError(f"--force runs every stage again, --from {anew_from!r} some of them: give one of both.")
+    if anew_from and anew_from not in STAGES:
+        raise InputError(f"unknown stage {anew_from!r} in --from: take one of {', '.join(STAGES)}.")
+
+    flags: dict[str, Any] = {
+        "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "effort": effort, "seed": seed,
+        "val_data": text_of(val_data), "class_map": text_of(class_map),
+    }  # fmt: skip
+    if arch is not None:
+        flags["engine"] = {"arch": parse_archs(arch)}
+    if uint8_input:
+        flags["export"] = {"uint8_input": True}
+    chosen = make_recipe(flags, recipe, overrides or ())
+    folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
+    if junit:
+        require_place(junit, "--junit")
+
+    from pipeline.display import Display
+    from pipeline.report import write_junit
+    from pipeline.stages import build as build_run
+
+    display = Display(quiet, verbose)
+    manifest = build_run(chosen, folder, display, device, STAGES[0] if force else anew_from)
+    if junit:
+        write_junit(manifest, junit)
+    display.results(manifest)
+    display.say(f"run folder: {folder}")
+    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)

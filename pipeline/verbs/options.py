@@ -1,0 +1,56 @@
+"""Options that several verbs take, and how their words are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.profile import require_batches
+from inversion.errors import InputError
+
+Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
+TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The teacher's weights: safetensors, or a .pth of plain tensors.")
+]
+Bits = Annotated[str | None, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
+BitsNeeded = Annotated[str, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
+Effort = Annotated[str | None, typer.Option(help="quick, standard or paper.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="One value, as in inversion.iterations=500.")]
+ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or a Parquet file.")]
+ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
+Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
+Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
+Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="The lines of run.log, too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+def parse_archs(text: str) -> tuple[str, ...]:
+    """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
+    return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """`1,8,32` -> (1, 8, 32)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--batch {text!r} is no profile: give smallest, optimal and largest, as in 1,8,32.")
+    batches = tuple(map(int, parts))
+    require_batches(batches)
+    return batches
+
+
+def require_place(path: Path, flag: str) -> None:
+    """Refuse at once a path that could not be written in the end; what an earlier command left there goes."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag} {str(path)!r} is no file in a folder that exists: give another path.")
+    path.unlink(missing_ok=True)
+
+
+def text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path)
