@@ -36,6 +36,7 @@ def round_model(
     bits: Mapping[str, int],
     damping: float = DAMPING,
     on_layer: Callable[[int], None] | None = None,
+    saliency: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Change those `block_linears` of `model` that `bits` names so that rounding them to nearest is GPTQ's rounding;
     returns their integers [out, in] (int8) by name.
@@ -47,6 +48,9 @@ def round_model(
     A layer's inputs are what `views` bring it behind all layers that were rounded before; where `model` quantizes its
     inputs, they are those before that. `on_layer` is called with the number of layers done.
 
+    `saliency` (`calib.saliency`, a table a batch of `views`) says how much each token [B, T, G] counts for each of G
+    groups of a layer's outputs; without it all count alike.
+
     Raises `InputError` for inputs that are not finite.
     """
     tokens = _first_tokens(model, views)
@@ -56,11 +60,17 @@ def round_model(
             name = f"blocks.{number}.{part}"
             if name not in bits:
                 continue
-            hessian = layer_hessian(layer, block, tokens)
-            if not bool(torch.isfinite(hessian).all()):
+            counts = [batch[name] for batch in saliency] if saliency else None
+            hessians = layer_hessians(layer, block, tokens, counts)
+            if not bool(torch.isfinite(hessians).all()):
                 raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
             low, high = integer_range(bits[name])
-            integers[name], latent = gptq_round(layer.weight, scales[name], hessian, low, high, damping)
+            weights, steps = (part.tensor_split(len(hessians)) for part in (layer.weight, scales[name]))
+            rounded = [
+                gptq_round(weight, step, hessian, low, high, damping)
+                for weight, step, hessian in zip(weights, steps, hessians, strict=True)
+            ]
+            integers[name], latent = (torch.cat(part) for part in zip(*rounded, strict=True))
             layer.weight.copy_(latent)
             if on_layer:
                 on_layer(len(integers))
@@ -68,14 +78,20 @@ def round_model(
     return integers
 
 
-def layer_hessian(layer: nn.Linear, block: nn.Module, tokens: Sequence[Tensor]) -> Tensor:
-    """Sum of x x^T [in, in] (float64) over the inputs x that `layer` gets when `block` runs on `tokens` [B, T, D]."""
+def layer_hessians(
+    layer: nn.Linear, block: nn.Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Sums of x x^T [G, in, in] (float64) over the inputs x that `layer` gets when `block` runs on `tokens` [B, T, D],
+    for each group of outputs times what the token counts there, `saliency` [B, T, G]; without it one sum."""
     size = layer.in_features
-    total = torch.zeros(size, size, dtype=torch.float64, device=layer.weight.device)
+    counts = saliency or [batch.new_ones(*batch.shape[:2], 1) for batch in tokens]
+    total = torch.zeros(counts[0].shape[-1], size, size, dtype=torch.float64, device=layer.weight.device)
+    ahead = iter(counts)
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].reshape(-1, size).float()
-        total.add_(x.T @ x)
+        for group, count in enumerate(next(ahead).reshape(len(x), -1).unbind(-1)):
+            total[group] += (x.T * count) @ x
 
     _run_hooked(layer, add, lambda: [block(batch) for batch in tokens])
     return total

@@ -23,6 +23,7 @@ from calib.layers import quantized_layers
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, input_quantizers, insert_quantizers, some_ranges
+from calib.saliency import token_saliency
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Calibration, Rounding, Training
 from calib.training_checkpoint import Checkpoint
@@ -33,7 +34,7 @@ from inversion.machine import choose_precision
 from inversion.teacher import Teacher
 
 OnPhase = Callable[[str, int, int, float], None]
-"""Called with (phase: ranges, rounding or training, steps done, steps of the phase, KL to the teacher now)."""
+"""Called with (phase: ranges, saliency, rounding or training; steps done; steps of the phase; KL now)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def quantize(
             on_range = step("ranges", len(input_quantizers(student)))
             method, tried = calibrate(student, teacher.model, show(calibration.views), held_out, calibration, on_range)
         if rounding.method == "gptq":
-            round_weights(student, scheme, show(rounding.views), rounding, on_phase)
+            round_weights(student, teacher, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
     notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
     on_update = step("training", training.updates)
     outcome = train(student, teacher.model, show(training.views), held_out, training, on_update, kept, notes)
@@ -110,18 +111,27 @@ def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -
 
 
 def round_weights(
-    student: VisionTransformer, scheme: QuantScheme, views: Views, rounding: Rounding, on_phase: OnPhase | None = None
+    student: VisionTransformer,
+    teacher: Teacher,
+    scheme: QuantScheme,
+    views: Views,
+    rounding: Rounding,
+    seed: int = 0,
+    on_phase: OnPhase | None = None,
 ) -> None:
-    """GPTQ for every attention and MLP weight of `student` below 8 bits."""
+    """GPTQ for every attention and MLP weight of `student` below 8 bits; `seed` is that of the tokens' saliency."""
+
+    def tell(phase: str, total: int) -> Callable[[int], None] | None:
+        return on_phase and (lambda done: on_phase(phase, done, total, math.nan))
+
     layers = block_linears(student)
     bits = {name: scheme.layer(name).weight for name in layers if scheme.layer(name).weight < 8}
     scales = {name: layers[name].weight_quantizer.amax.flatten() / integer_range(bits[name])[1] for name in bits}
-
-    def tell(done: int) -> None:
-        if on_phase:
-            on_phase("rounding", done, len(bits), math.nan)
-
-    round_model(student, views, scales, bits, rounding.damping, tell)
+    saliency = None
+    if rounding.saliency and bits:
+        outputs = {name: teacher.model.get_submodule(name) for name in bits}
+        saliency = token_saliency(teacher.model, views, outputs, seed, tell("saliency", len(views)))
+    round_model(student, views, scales, bits, rounding.damping, tell("rounding", len(bits)), saliency)
 
 
 @contextmanager

@@ -44,12 +44,14 @@ class Calibration:
 class Rounding:
     """What attention and MLP weights below 8 bits start from: `gptq` on `views`, or each weight's `nearest` integer.
 
-    `damping` is the share of the Hessian's mean diagonal that GPTQ adds to it.
+    `damping` is the share of the Hessian's mean diagonal that GPTQ adds to it. With `saliency` a token counts there as
+    much as the teacher's answer depends on it, else all tokens count alike.
     """
 
     method: str = "gptq"
     views: str = "mixed"
     damping: float = 0.1
+    saliency: bool = True
 
     def __post_init__(self) -> None:
         _one_of("rounding method", self.method, ("gptq", "nearest"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from inversion.errors import InputError
 from inversion.images import SparseImages
 from inversion.sparse import patchify, sparse_forward
+
+AT_ONCE = 32
+"""Images that pass a model together."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,20 @@ class Views:
     def __len__(self) -> int:
         return sum(len(kept) for _, kept in self.groups)
 
-    def batches(self, size: int, order: Callable[[int], Tensor] = torch.arange) -> Iterator[tuple[int, Tensor]]:
-        """(group, row indices) of every batch; `order(n)` is the order of a group's n rows."""
-        for group, (_, kept) in enumerate(self.groups):
-            for rows in order(len(kept)).split(size):
-                yield group, rows
+    def batches(self, size: int = AT_ONCE) -> Iterator[tuple[Tensor, Tensor]]:
+        """(`patches`, `kept`) of at most `size` images of one group, in order."""
+        for patches, kept in self.groups:
+            yield from zip(patches.split(size), kept.split(size), strict=True)
 
     def first(self, count: int) -> Views:
         """At most `count` images of each group."""
         return Views(tuple((patches[:count], kept[:count]) for patches, kept in self.groups))
 
     @torch.inference_mode()
-    def logits(self, model: VisionTransformer, batch: int = 32) -> list[Tensor]:
+    def logits(self, model: VisionTransformer) -> list[Tensor]:
         """What `model` says of every image, a tensor [M, num_classes] a group."""
         return [
-            torch.cat(
-                [sparse_forward(model, *part) for part in zip(patches.split(batch), kept.split(batch), strict=True)]
-            )
-            for patches, kept in self.groups
+            torch.cat([sparse_forward(model, *part) for part in Views((group,)).batches()]) for group in self.groups
         ]
 
 

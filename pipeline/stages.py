@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from calib.qat import Outcome
     from calib.quantize import Quantized
 
-STAGE_VERSIONS = {"invert": 2, "quantize": 3, "export": 2, "engine": 2, "validate": 2}
+STAGE_VERSIONS = {"invert": 2, "quantize": 4, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 LIBRARIES = {
