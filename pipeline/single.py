@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from calib.layers import require_layers
+from calib.memory import require_training_memory
 from calib.quantized import QuantizedWeights
 from export.engine import EngineSpec
 from export.graph import export_float
@@ -42,6 +43,7 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
 
     teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
+    require_training_memory(teacher.model, recipe.training)
     found = load_images(images)
     require_images_of(teacher, found, images)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
+from calib.memory import require_training_memory
 from calib.quantized import QuantizedWeights
 from calib.views import split_held_out
 from export.engine import choose_backend, sidecar
@@ -81,6 +82,7 @@ def build(
     plan(teacher, recipe.inversion)
     require_memory(teacher.model, settle(teacher, recipe.inversion, device), choose_device(device))
     require_layers(teacher.model, recipe.quant_scheme())
+    require_training_memory(teacher.model, recipe.training)
     val_data = real_pictures(recipe, teacher)
     with RunFolder(folder, display.log) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)

@@ -1,0 +1,38 @@
+"""Training that cannot fit is refused by a sentence before any work."""
+
+import pytest
+import torch
+from small import small_teacher
+
+from calib import memory
+from calib.memory import require_training_memory, training_bytes
+from calib.settings import Training
+from inversion.errors import MachineError
+from inversion.teacher import load_teacher
+
+CPU = torch.device("cpu")
+
+
+def test_the_estimate_is_what_was_measured() -> None:
+    """DeiT-Tiny in bfloat16: 47 MB an image, 170 MB of weights at most; twice that an image in float32."""
+    model = load_teacher("deit_tiny", random_weights=True).model
+
+    def size(batch: int, precision: str = "bfloat16") -> int:
+        return training_bytes(model, Training(batch=batch, precision=precision), CPU)
+
+    assert (size(64) - size(8)) / 56 == pytest.approx(47e6, rel=0.05)
+    assert 150e6 < size(8) - 8 * 47e6 < 230e6
+    assert (size(64, "float32") - size(8, "float32")) == 2 * (size(64) - size(8))
+
+
+def test_training_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the batch and both sizes; what fits, and what does not train, is let through."""
+    model = small_teacher().model
+    large = Training(batch=100_000, precision="float32")
+    monkeypatch.setattr(memory, "free_memory", lambda: 1e9)
+    with pytest.raises(
+        MachineError, match=r"^training in batches of 100000 needs about 2\d\.\d GB, 1\.0 GB are free: t"
+    ):
+        require_training_memory(model, large)
+    require_training_memory(model, Training(batch=100_000, updates=0))
+    require_training_memory(model, Training(batch=64, precision="float32"))
