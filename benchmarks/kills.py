@@ -31,19 +31,20 @@ TELLS_OF_TIMES = {"manifest.json", "report.html", "junit.xml", "run.log", ".lock
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--within", type=float, default=1.0, help="share of a whole run's time in which a kill falls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name")
     parser.add_argument("command", nargs="+", help="What `pipeline` is given, without --out.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        found = kill(Path(place), args.command, args.kills, random.Random(args.seed))
+        found = kill(Path(place), args.command, args.kills, args.within, random.Random(args.seed))
     print(found)
     if args.name:
-        write_record(args.name, {**found, "seed": args.seed})
+        write_record(args.name, {**found, "within": args.within, "seed": args.seed})
     sys.exit(bool(found["differences"]))
 
 
-def kill(place: Path, command: list[str], kills: int, chance: random.Random) -> dict[str, object]:
+def kill(place: Path, command: list[str], kills: int, within: float, chance: random.Random) -> dict[str, object]:
     """How many kills were survived, in which stage each fell, and what differed in the end."""
     whole, folder, start = place / "whole", place / "run", time.monotonic()
     require_done(begin(command, whole).wait())
@@ -54,7 +55,7 @@ def kill(place: Path, command: list[str], kills: int, chance: random.Random) -> 
     while done < kills:
         process = begin(command, folder)
         try:
-            require_done(process.wait(chance.uniform(0, seconds)))
+            require_done(process.wait(chance.uniform(0, within * seconds)))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
