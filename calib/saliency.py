@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from calib.views import Views
+from inversion.errors import InputError
 from inversion.sparse import sparse_forward
 
 GROUPS = 6
@@ -35,6 +36,8 @@ def token_saliency(
     model is of them.
 
     `layers` are linears of `model` by name; `on_image` is called with the number of images done.
+
+    Raises `InputError` where the model's answers are not finite.
     """
     generator = Generator().manual_seed(seed)
     found, done = [], 0
@@ -56,6 +59,8 @@ def _squared_gradients(
     squared: dict[str, Tensor] = {}
     with _outputs_of(layers) as outputs, torch.enable_grad():
         answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
+        if not bool(torch.isfinite(answers).all()):
+            raise InputError("the teacher's answers are not finite numbers: the teacher or the images are broken.")
         drawn = torch.multinomial(answers.detach().exp().cpu(), DRAWS, replacement=True, generator=generator)
         for draw in drawn.to(answers.device).unbind(1):
             likelihood = answers.gather(1, draw.unsqueeze(1)).sum()

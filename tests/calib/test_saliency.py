@@ -1,6 +1,7 @@
 """Which tokens count: the Fisher information's diagonal, and what GPTQ makes of it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Generator, Tensor
 from calib.gptq import block_linears, round_model
 from calib.saliency import DRAWS, GROUPS, token_saliency
 from calib.scheme import integer_range
+from calib.views import Views
+from inversion.errors import InputError
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 
@@ -83,6 +86,18 @@ def test_every_batch_has_its_table(teacher: Teacher, kind: str) -> None:
             assert torch.equal(values, twin[name])
     assert not any(module._forward_hooks for module in teacher.model.modules())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
+
+
+def test_answers_that_are_not_finite_are_refused(teacher: Teacher) -> None:
+    """One sentence instead of torch's, and no hook stays behind."""
+    patches, kept = views(3).groups[0]
+    patches = patches.clone()
+    patches[1, 2, 3] = math.nan
+    with pytest.raises(
+        InputError, match=r"^the teacher's answers are not finite numbers: the teacher or the images are b"
+    ):
+        token_saliency(teacher.model, Views(((patches, kept),)), linears(teacher.model))
+    assert not any(module._forward_hooks for module in teacher.model.modules())
 
 
 def test_each_group_of_outputs_is_rounded_by_its_own_tokens(teacher: Teacher) -> None:
