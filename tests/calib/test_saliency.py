@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
-from small import inserted, small_teacher, views
+from small import inserted, small_teacher, sparse_images, views
 from torch import Generator, Tensor
 
 from calib.gptq import block_linears, round_model
+from calib.quantize import quantize
 from calib.saliency import DRAWS, GROUPS, token_saliency
-from calib.scheme import integer_range
+from calib.scheme import QuantScheme, integer_range
+from calib.settings import Calibration, Rounding, Training
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.sparse import sparse_forward
@@ -123,3 +125,19 @@ def test_each_group_of_outputs_is_rounded_by_its_own_tokens(teacher: Teacher) ->
         for parts in zip(plain[first].tensor_split(GROUPS), other[first].tensor_split(GROUPS), strict=True)
     ]
     assert changed == [group == 2 for group in range(GROUPS)]
+
+
+@pytest.mark.parametrize(("bits", "differ"), [("w4a16", True), ("w8a16", False)])
+def test_the_recipe_decides_whether_tokens_count_alike(teacher: Teacher, bits: str, differ: bool) -> None:
+    """`rounding.saliency` reaches GPTQ's integers; at 8 bits nothing is rounded by it, and no gradient is taken."""
+    phases: set[str] = set()
+
+    def integers(saliency: bool) -> dict[str, Tensor]:
+        parts = Calibration(method="max", leaves=4), Rounding(saliency=saliency), Training(updates=0)
+        scheme = QuantScheme.parse(bits)
+        made = quantize(teacher, sparse_images(8), scheme, *parts, lambda phase, *_: phases.add(phase))
+        return {f"{name}.weight": made.weights.tensors[f"{name}.weight"] for name in made.weights.layers}
+
+    alike, weighed = integers(False), integers(True)
+    assert any(not torch.equal(values, weighed[name]) for name, values in alike.items()) == differ
+    assert ("saliency" in phases) == differ

@@ -180,6 +180,20 @@ def test_without_a_network_the_mend_is_a_checkpoint(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("verb", ["build", "quantize"])
+def test_training_beyond_the_memory_is_refused_before_any_work(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 3, the batch to lower, and no run folder."""
+    more = {"build": "--out run", "quantize": "--images empty --out q.safetensors"}[verb]
+    monkeypatch.setattr("calib.memory.free_memory", lambda: 1e6)
+    assert run(f"{verb} --teacher digits_vit --bits w4a8 {more} --set training.batch=4096") == 3
+    err = capfd.readouterr().err
+    assert err.startswith("error: training in batches of 4096 needs about ")
+    assert err.endswith("take a smaller training.batch.\n")
+    assert not Path("run").exists()
+
+
 FAULTS = {
     "a GPU that disappears": (
         RuntimeError("CUDA error: unspecified launch failure\nMore"),
