@@ -44,7 +44,7 @@ from torch import Tensor
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import AUTO, RANGE_METHODS, Calibration, Rounding, Training
+from calib.settings import AUTO, FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from export.runtime import open_runtime
@@ -111,7 +111,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{option}", type=int, default=0, metavar="N", help=f"a source: N pictures {what}")
     parser.add_argument("--bits", action="append", help="may be repeated; w8a8 and w4a8 where none is given")
     parser.add_argument("--updates", type=int, default=0, help="adds trained rows; 0: ranges and rounding alone")
-    parser.add_argument("--ranges", default="kl", choices=(AUTO, *RANGE_METHODS))
+    parser.add_argument("--ranges", default=FISHER, choices=(AUTO, *RANGE_METHODS))
     parser.add_argument("--limit", type=int, default=500, help="pictures that judge")
     parser.add_argument("--seed", type=int, default=0, help="of noise, leaves and training")
     add_json_argument(parser)
@@ -188,7 +188,8 @@ def measure(
     rate = tuned.learning_rate
     training = Training(updates=updates, views=views, crops=crops, learning_rate=rate, seed=args.seed)
     calibration = Calibration(method=args.ranges, views=views, leaves=source.leaves, seed=args.seed)
-    found = quantize(teacher, source.images, QuantScheme.parse(bits), calibration, Rounding(views=views), training)
+    parts = Basis(), calibration, Rounding(views=views), training
+    found = quantize(teacher, source.images, QuantScheme.parse(bits), *parts)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_quantized(qdq_module(teacher.model, found.weights), teacher.spec, path, {})

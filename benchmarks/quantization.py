@@ -5,7 +5,7 @@
         --setting training.updates=250,training.learning_rate=6e-6 --val-data DIR --class-map FILE
 
 A setting is keys of the recipe, parted by commas, on top of what `pipeline build --effort quick` takes at these bits,
-with the KL ranges and, unless it says otherwise, without training. The first setting is what the others are held
+and, unless it says otherwise, without training. The first setting is what the others are held
 against, picture by picture. Two minutes a setting of 24 trajectories on two cores, and a second an update of 16.
 """
 
@@ -26,7 +26,7 @@ from inversion.images import SparseImages, load_images
 from inversion.teacher import Teacher, load_teacher
 from pipeline.recipe import Recipe, make_recipe
 
-PLAIN = ("training.updates=0", "calibration.method=kl")
+PLAIN = ("training.updates=0",)
 
 
 def main() -> None:
@@ -64,12 +64,13 @@ def recipe(args: argparse.Namespace, setting: str) -> Recipe:
 
 def measure(teacher: Teacher, images: SparseImages, chosen: Recipe, exam: Exam) -> tuple[dict[str, Any], Tensor]:
     """One row, and the KL of each real picture [M], nats."""
-    parts = (chosen.calibration, chosen.rounding, chosen.training)
+    parts = (chosen.basis, chosen.calibration, chosen.rounding, chosen.training)
     result = quantize(teacher, images, chosen.quant_scheme(), *parts)
     real, divergence = exam.judge(qdq_module(teacher.model, result.weights))
     outcome = result.training
     row = {
         **{type(part).__name__.lower(): asdict(part) for part in parts},
+        "basis_error": [result.basis.error_before, result.basis.error],
         "held_out_kl": [(update, round(fidelity.kl, 5)) for update, fidelity in outcome.history],
         "best_update": outcome.best_update,
         "real": real,

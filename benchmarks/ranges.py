@@ -18,14 +18,14 @@ from recording import add_teacher_arguments
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import AUTO_METHODS, FISHER, Basis, Calibration, Rounding, Training
 from export.qdq import qdq_module
 from inversion.images import load_images
 from inversion.teacher import load_teacher
 
 CHOICES = [
-    *itertools.product(("max", "percentile", "mse", "kl"), ("mosaic", "leaves", "mixed")),
-    ("kl", "sparse"),
+    *itertools.product(AUTO_METHODS, ("mosaic", "leaves", "mixed")),
+    (FISHER, "sparse"),
 ]
 
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--bits", default="w8a8")
     parser.add_argument("--leaves", type=int, default=Calibration().leaves, help="dead leaves beside the images")
+    parser.add_argument("--basis", default="learned", choices=("learned", "random", "none"))
     parser.add_argument("--limit", type=int, default=500, help="pictures that judge")
     add_json_argument(parser)
     args = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
     rows = []
     for method, views in CHOICES:
         calibration = Calibration(method=method, views=views, leaves=args.leaves)
-        result = quantize(teacher, images, scheme, calibration, nearest, Training(updates=0))
+        result = quantize(teacher, images, scheme, Basis(method=args.basis), calibration, nearest, Training(updates=0))
         real, divergence = exam.judge(qdq_module(teacher.model, result.weights))
         held_out = result.training.calibrated
         row = {"method": method, "views": views, "held_out_kl": held_out.kl, "real": real}

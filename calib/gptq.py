@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -92,8 +93,11 @@ def layer_hessians(
         x = inputs[0].reshape(-1, size).float()
         for group, count in enumerate(next(ahead).reshape(len(x), -1).unbind(-1)):
             total[group] += (x.T * count) @ x
+        raise _SeenEnough
 
-    _run_hooked(layer, add, lambda: [block(batch) for batch in tokens])
+    for batch in tokens:
+        with suppress(_SeenEnough):  # what the block does behind the layer is not needed
+            _run_hooked(layer, add, lambda batch=batch: block(batch))
     return total
 
 
@@ -155,6 +159,10 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 def _output_error(difference: Tensor, hessian: Tensor) -> Tensor:
     """d^T H d of each column d of `difference` [in, out]: [out]."""
     return (hessian @ difference * difference).sum(0)
+
+
+class _SeenEnough(Exception):
+    """Ends a forward pass that has shown what it was run for."""
 
 
 def _first_tokens(model: VisionTransformer, views: Views) -> list[Tensor]:

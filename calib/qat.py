@@ -45,13 +45,12 @@ def train(
     settings: Training,
     on_update: OnStep | None = None,
     checkpoint: Checkpoint | None = None,
-    notes: dict[str, Any] | None = None,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
 
     Those may be the ones that it came with: training that does not help on held-out synthetic images changes
-    nothing. With a `checkpoint`, what was saved there goes on, with the bytes that it would have had; `notes` are
-    saved beside it. Raises `NumericalError` when the loss stops being finite.
+    nothing. With a `checkpoint`, what was saved there goes on, with the bytes that it would have had. Raises
+    `NumericalError` when the loss stops being finite.
     """
     trainer = Trainer(student, teacher, images, held_out, settings)
     if checkpoint and checkpoint.saved:
@@ -61,7 +60,7 @@ def train(
         trainer.best.check(student, None, 0)
     while trainer.goes_on():
         if checkpoint and (checkpoint.due or not trainer.done):
-            checkpoint.save(trainer.tensors(), {**trainer.about(), "notes": notes})
+            checkpoint.save(trainer.tensors(), trainer.about())
         divergence = trainer.update()
         if on_update:
             on_update(trainer.done, divergence)

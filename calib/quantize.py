@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
-from calib.fidelity import Fidelity, OnStep
+from calib.basis import Rotations, fold, rotate
+from calib.fidelity import Fidelity
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
 from calib.layers import quantized_layers
 from calib.qat import Outcome, train
 from calib.quantized import QuantizedWeights
-from calib.ranges import calibrate, input_quantizers, insert_quantizers, some_ranges
+from calib.ranges import SEARCH_IMAGES, calibrate, insert_quantizers, some_ranges
+from calib.rotation import learn_rotations, rounding_error
 from calib.saliency import token_saliency
 from calib.scheme import QuantScheme, integer_range
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import Basis, Calibration, Rounding, Training
 from calib.training_checkpoint import Checkpoint
 from calib.views import Views, make_views, split_held_out
 from inversion.images import SparseImages
@@ -33,15 +36,30 @@ from inversion.leaves import dead_leaves
 from inversion.machine import choose_precision
 from inversion.teacher import Teacher
 
+CARRIED = "basis/"
+"""Before the names of rotations in a checkpoint."""
+
 OnPhase = Callable[[str, int, int, float], None]
-"""Called with (phase: ranges, saliency, rounding or training; steps done; steps of the phase; KL now)."""
+"""Called with (phase: basis, ranges, saliency, rounding or training; steps done; of how many; KL or error now)."""
+
+
+@dataclass(frozen=True)
+class Rebased:
+    """In which basis the weights were rounded: `left_out` are sentences on what of it this teacher does not allow, the
+    errors those of rounding all weights to nearest, as they came and in the basis (`calib.rotation.rounding_error`)."""
+
+    method: str
+    left_out: tuple[str, ...]
+    error_before: float
+    error: float
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """The result, with how it came about: range method taken, fidelity of each tried, outcome of training."""
+    """The result, with how it came about: basis and range method taken, fidelity of each tried, outcome of training."""
 
     weights: QuantizedWeights
+    basis: Rebased
     method: str
     tried: dict[str, Fidelity]
     training: Outcome
@@ -51,38 +69,84 @@ def quantize(
     teacher: Teacher,
     images: SparseImages,
     scheme: QuantScheme,
+    basis: Basis,
     calibration: Calibration,
     rounding: Rounding,
     training: Training,
     on_phase: OnPhase | None = None,
     checkpoint: Path | None = None,
 ) -> Quantized:
-    """Set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
+    """Change the basis, set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
 
     Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
     with the same bytes; whoever has published the result removes it.
     """
-
-    def step(phase: str, total: int) -> OnStep | None:
-        return on_phase and (lambda done, kl: on_phase(phase, done, total, kl))
-
     show, held_out = material(teacher, images, calibration)
-    student = insert_quantizers(teacher.model, scheme)
-    identity = _identity(teacher, images, scheme, calibration, rounding, training)
+    identity = _identity(teacher, images, scheme, basis, calibration, rounding, training)
     kept = Checkpoint(checkpoint, identity) if checkpoint else None
     if kept and kept.saved:
+        tensors, notes = kept.saved[0], kept.saved[1]["notes"]
+        model, about, rotations = change_basis(teacher.model, scheme, basis, known=_carried(tensors))
+        student = insert_quantizers(model, scheme)
         some_ranges(student)  # training restores its own
-        method, tried = _found(kept.saved[1]["notes"])
+        method, tried = notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
     else:
-        with float_weights(student):
-            on_range = step("ranges", len(input_quantizers(student)))
-            method, tried = calibrate(student, teacher.model, show(calibration.views), held_out, calibration, on_range)
+        model, about, rotations = change_basis(teacher.model, scheme, basis, on_phase)
+        student = insert_quantizers(model, scheme)
+        method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, on_phase)
         if rounding.method == "gptq":
-            round_weights(student, teacher, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
-    notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
-    on_update = step("training", training.updates)
-    outcome = train(student, teacher.model, show(training.views), held_out, training, on_update, kept, notes)
-    return Quantized(freeze(student, teacher, scheme), method, tried, outcome)
+            round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
+    if kept:
+        notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
+        kept.carry({f"{CARRIED}{name}": value for name, value in rotations.tensors().items()}, notes)
+    on_update = _told(on_phase, "training", training.updates)
+    outcome = train(student, model, show(training.views), held_out, training, on_update, kept)
+    return Quantized(freeze(student, teacher, scheme), about, method, tried, outcome)
+
+
+def change_basis(
+    model: VisionTransformer,
+    scheme: QuantScheme,
+    basis: Basis,
+    on_phase: OnPhase | None = None,
+    known: Rotations | None = None,
+) -> tuple[VisionTransformer, Rebased, Rotations]:
+    """A copy of `model` in the basis that `basis` asks for, what is to be said of it, and its rotations: those `known`
+    from an earlier process, or found here."""
+    bits = {name: scheme.layer(name).weight for name in quantized_layers(model)}
+    before = rounding_error(model, bits)
+    if basis.method == "none":
+        return model, Rebased(basis.method, (), before, before), Rotations()
+    folded, left_out = fold(model)
+    updates = basis.updates if basis.method == "learned" else 0
+    rotations = known or learn_rotations(folded, bits, updates, basis.seed, _told(on_phase, "basis", updates))
+    rotated = rotate(folded, rotations)
+    return rotated, Rebased(basis.method, left_out, before, rounding_error(rotated, bits)), rotations
+
+
+def set_ranges(
+    student: VisionTransformer,
+    model: VisionTransformer,
+    views: Views,
+    held_out: Views,
+    calibration: Calibration,
+    on_phase: OnPhase | None = None,
+) -> tuple[str, dict[str, Fidelity]]:
+    """The ranges of all activations of `student`, a quantized copy of `model`, weights being float meanwhile."""
+    total = len(views.first(SEARCH_IMAGES))
+    on_image = _told(on_phase, "ranges", total)
+    with float_weights(student):
+        return calibrate(student, model, views, held_out, calibration, on_image)
+
+
+def _told(on_phase: OnPhase | None, phase: str, total: int) -> Callable[..., None] | None:
+    """`on_phase` for one phase, to be called with what is done and, where there is one, a figure."""
+
+    def tell(done: int, value: float = math.nan) -> None:
+        assert on_phase is not None
+        on_phase(phase, done, total, value)
+
+    return tell if on_phase else None
 
 
 def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *settings: Any) -> str:
@@ -95,9 +159,10 @@ def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *sett
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _found(notes: dict[str, Any]) -> tuple[str, dict[str, Fidelity]]:
-    """The range method taken, and what each one tried gave, as a checkpoint noted them."""
-    return notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
+def _carried(tensors: dict[str, Tensor]) -> Rotations:
+    """The rotations that a checkpoint holds."""
+    found = {name.removeprefix(CARRIED): value for name, value in tensors.items() if name.startswith(CARRIED)}
+    return Rotations.from_tensors(found)
 
 
 def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -> tuple[Callable[[str], Views], Views]:
@@ -112,26 +177,23 @@ def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -
 
 def round_weights(
     student: VisionTransformer,
-    teacher: Teacher,
+    model: VisionTransformer,
     scheme: QuantScheme,
     views: Views,
     rounding: Rounding,
     seed: int = 0,
     on_phase: OnPhase | None = None,
 ) -> None:
-    """GPTQ for every attention and MLP weight of `student` below 8 bits; `seed` is that of the tokens' saliency."""
-
-    def tell(phase: str, total: int) -> Callable[[int], None] | None:
-        return on_phase and (lambda done: on_phase(phase, done, total, math.nan))
-
+    """GPTQ for every attention and MLP weight below 8 bits of `student`, a quantized copy of `model`; `seed` is that of
+    the tokens' saliency."""
     layers = block_linears(student)
     bits = {name: scheme.layer(name).weight for name in layers if scheme.layer(name).weight < 8}
     scales = {name: layers[name].weight_quantizer.amax.flatten() / integer_range(bits[name])[1] for name in bits}
     saliency = None
     if rounding.saliency and bits:
-        outputs = {name: teacher.model.get_submodule(name) for name in bits}
-        saliency = token_saliency(teacher.model, views, outputs, seed, tell("saliency", len(views)))
-    round_model(student, views, scales, bits, rounding.damping, tell("rounding", len(bits)), saliency)
+        outputs = {name: model.get_submodule(name) for name in bits}
+        saliency = token_saliency(model, views, outputs, seed, _told(on_phase, "saliency", len(views)))
+    round_model(student, views, scales, bits, rounding.damping, _told(on_phase, "rounding", len(bits)), saliency)
 
 
 @contextmanager

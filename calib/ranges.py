@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -16,18 +16,23 @@ from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Generator, Tensor
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
-from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.fidelity import Fidelity, fidelity
+from calib.fisher import answer_gradients
 from calib.layers import quantized_layers
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
-from calib.settings import AUTO, AUTO_METHODS, Calibration
+from calib.settings import AUTO, AUTO_METHODS, FISHER, Calibration
 from calib.views import Views
 from inversion.errors import InputError
 
+Quantizers = dict[str, TensorQuantizer]
+
 PERCENTILE = 99.99
-SHARES = (1.0, 0.7, 0.5, 0.35)
+SHARE_STEP = 0.84
+"""From one share of the widest range that is tried to the next."""
+SMALLEST_SHARE, SMALLEST_SHARE_BELOW_8 = 0.25, 0.05
 SEARCH_IMAGES = 16
 """Of each group of views: enough to rank ranges, since the same images see every candidate."""
 SMALLEST_RANGE = 1e-30
@@ -85,23 +90,26 @@ def calibrate(
     images: Views,
     held_out: Views,
     settings: Calibration,
-    on_step: OnStep | None = None,
+    on_image: Callable[[int], None] | None = None,
 ) -> tuple[str, dict[str, Fidelity]]:
     """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
 
-    `auto` takes the method with the least KL to the teacher on the held-out synthetic images.
+    `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `on_image` is called with
+    the number of images that `fisher` has seen.
     """
-    quantizers = input_quantizers(model)
-    teacher_logits = held_out.logits(teacher)
-    with _collecting(quantizers):
-        images.logits(model)
+    quantizers, teacher_logits = input_quantizers(model), held_out.logits(teacher)
+    methods = AUTO_METHODS if settings.method == AUTO else (settings.method,)
+    if methods != (FISHER,):
+        with _collecting(quantizers):
+            images.logits(model)
     tried: dict[str, Fidelity] = {}
     found: dict[str, dict[str, Tensor]] = {}
-    for method in AUTO_METHODS if settings.method == AUTO else (settings.method,):
-        for quantizer in quantizers.values():
-            _set_range(quantizer, "max" if method == "kl" else method)
-        if method == "kl":
-            shrink_ranges(model, teacher, images.first(SEARCH_IMAGES), on_step)
+    for method in methods:
+        if method == FISHER:
+            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, on_image)
+        else:
+            for quantizer in quantizers.values():
+                _set_range(quantizer, method)
         tried[method] = fidelity(model, held_out, teacher_logits)
         found[method] = {name: quantizer.amax.clone() for name, quantizer in quantizers.items()}
     best = min(tried, key=lambda name: tried[name])
@@ -110,33 +118,72 @@ def calibrate(
     return best, tried
 
 
-def shrink_ranges(
-    model: VisionTransformer, teacher: VisionTransformer, images: Views, on_step: OnStep | None = None
+def fisher_ranges(
+    model: VisionTransformer, images: Views, seed: int = 0, on_image: Callable[[int], None] | None = None
 ) -> None:
-    """For each activation quantizer by itself, the share of its range with the least KL to the teacher.
+    """For each activation quantizer by itself, the share of its widest range that moves the answers least; `model` is
+    float but for its quantizers, which are off meanwhile.
 
-    Synthetic images reach further than real ones in a ViT's first MLPs: on DeiT-Tiny the first GELU's range is
-    twice the best one, and its rounding is then most of the whole model's error at w8a8.
+    To second order the KL to the float model is half the mean of (g . e)^2, of a quantizer's error e and the gradient g
+    of the log likelihood of drawn answers (`calib.fisher`). Errors of rounding add up by chance, so that their share in
+    it is told best by the sum of (g e)^2; those of clipping add up: both are counted. One forward and backward pass
+    serves all quantizers.
     """
     quantizers = input_quantizers(model)
-    teacher_logits = images.logits(teacher)
     for quantizer in quantizers.values():
         quantizer.disable_quant()
-    for done, quantizer in enumerate(quantizers.values(), start=1):
+    widest = _largest_inputs(model, quantizers, images)
+    errors: dict[str, Tensor] = {}
+    views = images if quantizers else Views(())
+    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed), on_image):
+        for name, (inputs, gradients) in seen.items():
+            found = _answer_errors(inputs, gradients, widest[name], quantizers[name].num_bits)
+            errors[name] = errors.get(name, 0.0) + found
+    for name, quantizer in quantizers.items():
+        quantizer.amax = (widest[name] * _shares(quantizer.num_bits)[int(errors[name].argmin())]).to(widest[name])
         quantizer.enable_quant()
-        widest = quantizer.amax.clone()
-        losses = {}
-        for share in SHARES:
-            quantizer.amax = widest * share
-            losses[share] = fidelity(model, images, teacher_logits).kl
-            if losses[share] > 2 * min(losses.values()):
-                break
-        quantizer.amax = widest * min(losses, key=lambda share: losses[share])
-        quantizer.disable_quant()
-        if on_step:
-            on_step(done, min(losses.values()))
-    for quantizer in quantizers.values():
-        quantizer.enable_quant()
+
+
+def _shares(bits: int) -> list[float]:
+    """Of the widest range, those that are tried: fewer bits want far narrower ones."""
+    smallest = SMALLEST_SHARE if bits >= 8 else SMALLEST_SHARE_BELOW_8
+    return [SHARE_STEP**power for power in range(1 + math.floor(math.log(smallest) / math.log(SHARE_STEP) + 1e-9))]
+
+
+def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bits: int) -> Tensor:
+    """For each share, what rounding `inputs` [B, ...] changes by `gradients` [draws, B, ...]: [shares] (float64)."""
+    low, high = integer_range(bits)
+    flat, slopes = inputs.flatten(1), gradients.flatten(2)
+    squared, found = slopes.square().sum(0), []
+    for share in _shares(bits):
+        step = widest * share / high
+        error = (flat / step).round_().clamp_(low, high).mul_(step).sub_(flat)
+        together = (slopes * error).sum(-1).double().square().sum()
+        found.append((squared * error.square()).sum().double() + together)
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def _largest_inputs(model: VisionTransformer, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
+    """The largest absolute value that each quantizer is given."""
+    largest = {name: torch.tensor(SMALLEST_RANGE) for name in quantizers}
+
+    def see(name: str, inputs: Tensor) -> None:
+        found = inputs.abs().max().cpu()
+        if not bool(torch.isfinite(found)):
+            raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
+        largest[name] = torch.maximum(largest[name], found)
+
+    hooks = [
+        quantizer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        for name, quantizer in quantizers.items()
+    ]
+    try:
+        images.logits(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest
 
 
 class _Histogram(HistogramCalibrator):

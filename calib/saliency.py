@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
+from calib.fisher import answer_gradients
 from calib.views import Views
-from inversion.errors import InputError
-from inversion.sparse import sparse_forward
 
 GROUPS = 6
 """Of a layer's outputs, each with weights of its own."""
-DRAWS = 2
-"""Answers that are drawn for each image."""
-AT_ONCE = 8
-"""Images whose gradients are held together: 220 MB each for DeiT-Base."""
 
 
 def token_saliency(
@@ -39,55 +33,24 @@ def token_saliency(
 
     Raises `InputError` where the model's answers are not finite.
     """
-    generator = Generator().manual_seed(seed)
-    found, done = [], 0
+    generator, done = Generator().manual_seed(seed), 0
+
+    def tell(images: int) -> None:
+        if on_image:
+            on_image(done + images)
+
+    found = []
     for batch in views.batches():
-        parts = []
-        for patches, kept in Views((batch,)).batches(AT_ONCE):
-            parts.append(_squared_gradients(model, patches, kept, layers, generator))
-            done += len(kept)
-            if on_image:
-                on_image(done)
-        found.append({name: _mean_one(torch.cat([part[name] for part in parts])) for name in layers})
+        parts = answer_gradients(model, Views((batch,)), layers, "outputs", generator, tell)
+        squared = [{name: _by_group(gradients) for name, (_, gradients) in part.items()} for part in parts]
+        found.append({name: _mean_one(torch.cat([part[name] for part in squared])) for name in layers})
+        done += len(batch[1])
     return found
 
 
-def _squared_gradients(
-    model: VisionTransformer, patches: Tensor, kept: Tensor, layers: Mapping[str, nn.Module], generator: Generator
-) -> dict[str, Tensor]:
-    """Of the log likelihood of drawn answers to each layer's output, mean over a group's channels: [B, T, GROUPS]."""
-    squared: dict[str, Tensor] = {}
-    with _outputs_of(layers) as outputs, torch.enable_grad():
-        answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
-        if not bool(torch.isfinite(answers).all()):
-            raise InputError("the teacher's answers are not finite numbers: the teacher or the images are broken.")
-        drawn = torch.multinomial(answers.detach().exp().cpu(), DRAWS, replacement=True, generator=generator)
-        for draw in drawn.to(answers.device).unbind(1):
-            likelihood = answers.gather(1, draw.unsqueeze(1)).sum()
-            gradients = torch.autograd.grad(likelihood, list(outputs.values()), retain_graph=True)
-            for name, gradient in zip(outputs, gradients, strict=True):
-                parts = [part.square().mean(-1) for part in gradient.tensor_split(GROUPS, -1)]
-                squared[name] = squared.get(name, 0.0) + torch.stack(parts, -1)
-    return squared
-
-
-@contextmanager
-def _outputs_of(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What each layer gives in the forward pass inside, by name."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        outputs[name] = output
-
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _by_group(gradients: Tensor) -> Tensor:
+    """Squares of [draws, B, T, out] summed over draws, mean over each group's channels: [B, T, GROUPS]."""
+    return torch.stack([part.square().mean(-1).sum(0) for part in gradients.tensor_split(GROUPS, -1)], -1)
 
 
 def _mean_one(values: Tensor) -> Tensor:

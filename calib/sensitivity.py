@@ -18,10 +18,10 @@ from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import float_weights, material
-from calib.ranges import calibrate, input_quantizers, insert_quantizers
+from calib.quantize import OnPhase, change_basis, material, set_ranges
+from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
-from calib.settings import Calibration
+from calib.settings import Basis, Calibration
 from calib.views import Views, dense_views
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
@@ -94,20 +94,21 @@ def judging_material(teacher: Teacher, images: SparseImages, pictures: int) -> t
 class Probe:
     """A quantized copy of the teacher whose quantizers can be enabled alone, and whose weights can be raised to 8 bits.
 
+    It stands in the basis that a build would take: what a layer's bits cost depends on that.
     Activation ranges are set once, with float weights: they hold for every mixture of weight bits.
     """
 
     def __init__(
-        self, teacher: Teacher, scheme: QuantScheme, images: Views, judge: Views, on_range: OnStep | None = None
+        self, teacher: Teacher, scheme: QuantScheme, images: Views, judge: Views, on_phase: OnPhase | None = None
     ) -> None:
         """Raises `InputError` where `scheme` asks for what the teacher does not have."""
         self.teacher, self.scheme = teacher.model, scheme
-        self.student = insert_quantizers(teacher.model, scheme)
+        model, *_ = change_basis(teacher.model, scheme, Basis(), on_phase)
+        self.student = insert_quantizers(model, scheme)
         self.inputs = input_quantizers(self.student)
-        with float_weights(self.student):
-            calibrate(self.student, teacher.model, images, judge, Calibration(), on_range)
+        set_ranges(self.student, model, images, judge, Calibration(), on_phase)
         self.layers = quantized_layers(self.student)
-        self._raised = _weight_ranges(insert_quantizers(teacher.model, raised_scheme(scheme, self.layers)))
+        self._raised = _weight_ranges(insert_quantizers(model, raised_scheme(scheme, self.layers)))
         self._given = _weight_ranges(self.student)
 
     def damage(self, judge: Views, on_step: OnStep | None = None) -> tuple[LayerDamage, ...]:

@@ -7,25 +7,44 @@ from math import inf
 
 from inversion.errors import InputError
 
-AUTO = "auto"
-AUTO_METHODS = ("max", "percentile", "mse", "kl")
+AUTO, FISHER = "auto", "fisher"
+AUTO_METHODS = ("max", "percentile", "mse", FISHER)
 """What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
 RANGE_METHODS = (*AUTO_METHODS, "entropy", "lsq")
 VIEWS = ("mosaic", "sparse", "leaves", "mixed")
 
 
 @dataclass(frozen=True)
+class Basis:
+    """In which basis the weights are rounded (`calib.basis`): the model's function stays the same.
+
+    `learned` rotations err least by the weights alone, after so many `updates`; `random` ones are drawn; `none` rounds
+    the weights as they come.
+    """
+
+    method: str = "learned"
+    updates: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("basis", self.method, ("learned", "random", "none"))
+        if self.updates < 1:
+            raise InputError(f"basis.updates must be at least 1, not {self.updates}: or take basis.method=random.")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How activation ranges are set: `method` on `views` of the images, weights being float.
 
-    `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is the LSQ paper's first step;
-    `kl` shrinks each max range while the KL to the teacher falls; `auto` tries max, percentile, mse and kl.
+    `fisher` takes, for each activation by itself, the range whose rounding moves the answer least by the teacher's own
+    gradients (`calib.ranges`); `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is
+    the LSQ paper's first step; `auto` tries max, percentile, mse and fisher on held-out images.
 
     `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images. `held_out` is the share of trajectories,
     and of as many leaves more, that only judge: they choose the method and what training keeps.
     """
 
-    method: str = AUTO
+    method: str = FISHER
     views: str = "mixed"
     leaves: int = 96
     held_out: float = 0.25

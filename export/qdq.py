@@ -120,6 +120,7 @@ def qdq_module(model: VisionTransformer, weights: QuantizedWeights) -> nn.Module
     """
     module = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     plain_attention(module)
+    _drop_folded(module, weights)
     _load_float(module, weights)
     for name, bits in weights.layers.items():
         if name == PATCH_EMBED:
@@ -152,6 +153,14 @@ def _linear(weights: QuantizedWeights, name: str, bits: LayerBits) -> QDQLinear:
 
 def _attention_input(weights: QuantizedWeights, attention: str, part: str) -> QDQTensor:
     return QDQTensor(float(weights.tensors[f"{attention}.{part}_step"]), ATTENTION_BITS)
+
+
+def _drop_folded(module: Any, weights: QuantizedWeights) -> None:
+    """Take out each LayerScale that `weights` lack, as `calib.basis.fold` took it into the linear before it."""
+    for number, block in enumerate(module.blocks):
+        for name in ("ls1", "ls2"):
+            if f"blocks.{number}.{name}.gamma" not in weights.tensors:
+                setattr(block, name, nn.Identity())
 
 
 def _load_float(module: nn.Module, weights: QuantizedWeights) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Distillation, Rounding, Training
+from calib.settings import Basis, Calibration, Distillation, Rounding, Training
 from export.profile import BATCHES, PRECISION, require_batches, require_precision
 from inversion.errors import InputError
 from inversion.settings import Inversion
@@ -37,6 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "views": "sparse", "crops": False, "feature_weight": 0.0, "ema": 0.0,
         },
         "calibration": {"views": "mosaic", "leaves": 0},
+        "basis": {"method": "none"},
         "rounding": {"method": "nearest"},
     },
 }  # fmt: skip
@@ -128,6 +129,7 @@ class Recipe:
     class_map: str | None = None
     scheme: Scheme = field(default_factory=Scheme)
     inversion: Inversion = field(default_factory=Inversion)
+    basis: Basis = field(default_factory=Basis)
     calibration: Calibration = field(default_factory=Calibration)
     rounding: Rounding = field(default_factory=Rounding)
     training: Training = field(default_factory=Training)
@@ -146,7 +148,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-SECTIONS = ("scheme", "inversion", "calibration", "rounding", "training", "export", "engine", "validation")
+SECTIONS = ("scheme", "inversion", "basis", "calibration", "rounding", "training", "export", "engine", "validation")
 
 
 def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -168,7 +170,7 @@ def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iter
         if needed not in values:
             raise InputError(f"the {needed} {verb} not given: add --{needed} or write it into the recipe.")
     seed = _convert(int, values.get("seed", 0), "seed")
-    for section in ("inversion", "calibration", "training"):
+    for section in ("inversion", "basis", "calibration", "training"):
         values[section].setdefault("seed", seed)
     if QuantScheme.parse(str(values["bits"])).weight_bits >= 8:
         values["training"].setdefault("learning_rate", FINE_RATE)
@@ -215,7 +217,7 @@ def _overridden(sections: dict[str, dict[str, Any]], overrides: Iterable[str], e
 
 
 def _section_types() -> dict[str, type]:
-    return {"scheme": Scheme, "inversion": Inversion, "calibration": Calibration, "rounding": Rounding,
+    return {"scheme": Scheme, "inversion": Inversion, "basis": Basis, "calibration": Calibration, "rounding": Rounding,
             "training": Training, "export": Export, "engine": Engine, "validation": Validation}  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def sensitivity(
     shown, judge, many = judging_material(teacher, found, PICTURES)
     layers = len(quantized_layers(teacher.model))
     with display.phases() as on_phase:
-        probe = Probe(teacher, scheme, shown, judge, lambda done, kl: on_phase("ranges", done, layers, kl))
+        probe = Probe(teacher, scheme, shown, judge, on_phase)
         quantizers = layers + len([name for name in probe.inputs if name in probe.layers])
         damages = probe.damage(judge, lambda done, kl: on_phase("layers", done, quantizers, kl))
         mixed = None

@@ -50,7 +50,7 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     unfinished = out.with_name(f".{out.name}.training")
     with display.phases() as on_phase:
         quantized = quantize(
-            teacher, found, scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase,
+            teacher, found, scheme, recipe.basis, recipe.calibration, recipe.rounding, recipe.training, on_phase,
             unfinished,
         )  # fmt: skip
     quantized.weights.save(out)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from calib.qat import Outcome
     from calib.quantize import Quantized
 
-STAGE_VERSIONS = {"invert": 2, "quantize": 4, "export": 2, "engine": 2, "validate": 2}
+STAGE_VERSIONS = {"invert": 2, "quantize": 5, "export": 2, "engine": 2, "validate": 2}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 LIBRARIES = {
@@ -159,13 +159,13 @@ class Build:
             images = load_images(self.folder / "images")
             with self.display.phases() as on_phase:
                 quantized = quantize(
-                    self.teacher, images, self.scheme, recipe.calibration, recipe.rounding, recipe.training, on_phase,
-                    self.folder / TRAINING,
+                    self.teacher, images, self.scheme, recipe.basis, recipe.calibration, recipe.rounding,
+                    recipe.training, on_phase, self.folder / TRAINING,
                 )  # fmt: skip
             quantized.weights.save(path)
             return StageResult([path], describe_quantized(quantized))
 
-        parts: tuple[Any, ...] = (self.scheme, recipe.calibration, recipe.rounding, recipe.training)
+        parts: tuple[Any, ...] = (self.scheme, recipe.basis, recipe.calibration, recipe.rounding, recipe.training)
         settings = [dataclasses.asdict(part) for part in parts]
         self._stage("quantize", work, settings=settings, images=self.digests["invert"])
         (self.folder / TRAINING).unlink(missing_ok=True)
@@ -245,13 +245,14 @@ def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
 
 
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:
-    """Ranges tried and what training did, all on held-out synthetic images."""
+    """The basis, ranges tried and what training did, these on held-out synthetic images."""
 
     def plain(fidelity: Fidelity) -> dict[str, float]:
         return {"kl": round(fidelity.kl, 6), "agreement": round(fidelity.agreement, 4)}
 
     training = quantized.training
     return {
+        "basis": dataclasses.asdict(quantized.basis),
         "range_method": quantized.method,
         "ranges_tried": {name: plain(value) for name, value in quantized.tried.items()},
         "calibrated": plain(training.calibrated),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import Basis, Calibration, Rounding, Training
 from calib.student import Student
 from export.compare import Comparison
 from export.qdq import qdq_module
@@ -19,7 +19,7 @@ from pipeline.reproduce.result import Cell, Result, each
 BITS = ("w4a8", "w8a8")
 RULES = (
     "Ranges (max), weights (nearest) and training come from the sparse images alone, the same for all methods: no dead "
-    "leaves, no GPTQ, which the product adds. Training that does not help on held-out images is undone."
+    "leaves, no rotation, no GPTQ, which the product adds. Training that does not help on held-out images is undone."
 )
 
 
@@ -68,7 +68,8 @@ def _quantized(laboratory: Laboratory, images: SparseImages, bits: str, seed: in
     calibration = Calibration(method="max", views="sparse", leaves=0, seed=seed)
     training = Training(updates=scale.updates, batch=min(16, len(images)), views="sparse", crops=False, seed=seed)
     rounding = Rounding(method="nearest")
-    weights = quantize(teacher, images, QuantScheme.parse(bits), calibration, rounding, training).weights
+    plain = Basis(method="none"), calibration, rounding, training
+    weights = quantize(teacher, images, QuantScheme.parse(bits), *plain).weights
     module = qdq_module(teacher.model, weights)
     return laboratory.judge(Student(module, teacher.spec, bits))
 

@@ -16,7 +16,7 @@ from calib.attention import QUANTIZERS, QuantAttention, attention_layers, attent
 from calib.freeze import freeze
 from calib.lsq import LSQQuantizer, learn_steps
 from calib.quantized import QuantizedWeights
-from calib.ranges import SHARES, calibrate, input_quantizers, insert_quantizers
+from calib.ranges import _shares, calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import RANGE_METHODS, Calibration
 from inversion.errors import InputError
@@ -143,16 +143,16 @@ def test_max_is_the_largest_input_of_each_product() -> None:
 
 @pytest.mark.parametrize("method", FAST_METHODS)
 def test_every_method_gives_a_range(method: str) -> None:
-    """Each is positive and finite; those that only shrink stay at or below `max`, and `kl` at one of its shares."""
+    """Each is positive and finite; those that only shrink stay at or below `max`, and `fisher` at its shares."""
     teacher = small_teacher()
     widest, found = ranges(calibrated(teacher)), ranges(calibrated(teacher, method))
     assert found.keys() == NAMES
     assert all(0 < amax < math.inf for amax in found.values())
     if method != "lsq":
         assert all(found[name] <= widest[name] * (1 + 1e-6) for name in NAMES)
-    if method == "kl":
-        shares = {round(found[name] / widest[name], 4) for name in NAMES}
-        assert shares <= set(SHARES)
+    if method == "fisher":
+        shares = {round(found[name] / widest[name], 3) for name in NAMES}
+        assert shares <= {round(share, 3) for share in _shares(8)}
         assert len(shares) > 1
 
 

@@ -23,11 +23,12 @@ from calib.quantize import OnPhase, Quantized, quantize
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate
 from calib.scheme import QuantScheme
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import Basis, Calibration, Rounding, Training
 from calib.views import Views
 from inversion.errors import NumericalError
 from inversion.teacher import Teacher
 
+BASIS = Basis(updates=3)
 MAX = Calibration(method="max", leaves=4)
 SHORT = Training(updates=8, batch=4, checks=4, crops=False, learning_rate=1e-4, ema=0.0, precision="float32")
 HUGE = replace(SHORT, learning_rate=10.0, step_learning_rate=10.0)
@@ -50,7 +51,7 @@ def trained(teacher: Teacher, settings: Training, bits: str = "w4a8") -> tuple[V
 
 
 def result(teacher: Teacher, settings: Training = SHORT, bits: str = "w4a8") -> Quantized:
-    return quantize(teacher, sparse_images(8), QuantScheme.parse(bits), MAX, Rounding(), settings)
+    return quantize(teacher, sparse_images(8), QuantScheme.parse(bits), BASIS, MAX, Rounding(), settings)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,14 @@ def test_interrupted_training_ends_with_the_same_bytes(
 ) -> None:
     """Stopped in any update and called again, training goes on: the same file, the same history, no range set anew."""
     save_always(monkeypatch)
-    settings = replace(SHORT, optimizer=optimizer, ema=ema, views=kind, crops=kind == "mixed", learning_rate=1e-5)
+    shown = {"views": kind, "crops": kind == "mixed"}
+    settings = replace(SHORT, optimizer=optimizer, ema=ema, learning_rate=1e-5, patience=9, **shown)
     whole, path = result(teacher, settings), tmp_path / "training.safetensors"
 
     def again(on_phase: OnPhase) -> Quantized:
-        return quantize(teacher, sparse_images(8), QuantScheme.parse("w4a8"), MAX, Rounding(), settings, on_phase, path)
+        return quantize(
+            teacher, sparse_images(8), QuantScheme.parse("w4a8"), BASIS, MAX, Rounding(), settings, on_phase, path
+        )
 
     def stop(phase: str, done: int, _total: int, _kl: float) -> None:
         if phase == "training" and done == stopped:
@@ -185,7 +189,7 @@ def test_the_checkpoint_of_another_training_is_not_taken_up(
 
         scheme = QuantScheme.parse("w4a8")
         with pytest.raises(KeyboardInterrupt):
-            quantize(teacher, sparse_images(images), scheme, MAX, Rounding(), settings, stop, path)
+            quantize(teacher, sparse_images(images), scheme, BASIS, MAX, Rounding(), settings, stop, path)
         return seen[0][0] != "training"
 
     assert starts(SHORT)

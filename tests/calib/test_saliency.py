@@ -8,11 +8,12 @@ import torch
 from small import inserted, small_teacher, sparse_images, views
 from torch import Generator, Tensor
 
+from calib.fisher import DRAWS
 from calib.gptq import block_linears, round_model
 from calib.quantize import quantize
-from calib.saliency import DRAWS, GROUPS, token_saliency
+from calib.saliency import GROUPS, token_saliency
 from calib.scheme import QuantScheme, integer_range
-from calib.settings import Calibration, Rounding, Training
+from calib.settings import Basis, Calibration, Rounding, Training
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.sparse import sparse_forward
@@ -133,7 +134,12 @@ def test_the_recipe_decides_whether_tokens_count_alike(teacher: Teacher, bits: s
     phases: set[str] = set()
 
     def integers(saliency: bool) -> dict[str, Tensor]:
-        parts = Calibration(method="max", leaves=4), Rounding(saliency=saliency), Training(updates=0)
+        parts = (
+            Basis(method="none"),
+            Calibration(method="max", leaves=4),
+            Rounding(saliency=saliency),
+            Training(updates=0),
+        )
         scheme = QuantScheme.parse(bits)
         made = quantize(teacher, sparse_images(8), scheme, *parts, lambda phase, *_: phases.add(phase))
         return {f"{name}.weight": made.weights.tensors[f"{name}.weight"] for name in made.weights.layers}

@@ -1,11 +1,14 @@
 """Sensitivity: what one layer costs alone, and the fewest raised layers within a limit."""
 
+import copy
+
 import pytest
 import torch
 from small import small_teacher, sparse_images
 
 from calib.fidelity import Fidelity, kl_to_teacher
 from calib.layers import quantized_layers
+from calib.quantize import change_basis
 from calib.scheme import LayerBits, QuantScheme
 from calib.sensitivity import (
     LayerDamage,
@@ -18,6 +21,7 @@ from calib.sensitivity import (
     most_measurements,
     raised_scheme,
 )
+from calib.settings import Basis
 
 W3A8 = QuantScheme.parse("w3a8")
 
@@ -31,11 +35,12 @@ def measured() -> tuple[Probe, tuple[LayerDamage, ...], object]:
 
 
 def test_weight_damage_is_that_of_one_rounded_weight(measured: tuple) -> None:
-    """KL of the teacher with this layer's weight on its grid and all else as it was; edges have 8 bits."""
+    """KL of the teacher, in a build's basis, with this layer's weight on its grid, all else as it was; edges have 8 bits."""
     probe, damages, (judge, _) = measured
     assert [each.name for each in damages] == list(quantized_layers(probe.teacher))
+    rebased, *_ = change_basis(small_teacher().model, W3A8, Basis())
     for each in damages:
-        twin = small_teacher().model
+        twin = copy.deepcopy(rebased)
         layer = quantized_layers(twin)[each.name]
         quantizer = quantized_layers(probe.student)[each.name].weight_quantizer
         layer.weight.data = quantizer(layer.weight).data

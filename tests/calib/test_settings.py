@@ -14,7 +14,7 @@ from inversion.errors import InputError
     [
         (
             {"method": "best"},
-            "unknown range method 'best': take one of auto, max, percentile, mse, kl, entropy, lsq.",
+            "unknown range method 'best': take one of auto, max, percentile, mse, fisher, entropy, lsq.",
         ),
         ({"views": "dense"}, "unknown calibration views 'dense': take one of mosaic, sparse, leaves, mixed."),
         ({"leaves": -1}, "calibration.leaves must be at least 0, not -1."),

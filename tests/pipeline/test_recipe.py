@@ -83,7 +83,7 @@ OTHER = {
     "inversion.precision": "float32", "inversion.label_confidence": 0.875, "inversion.low_pass": 0.75,
     "inversion.prior": "resnet18", "inversion.prior_checkpoint": "cnn.pth", "inversion.classes": (1, 7),
     "inversion.method": "smi", "inversion.prune_at": (10, 20, 40, 60),
-    "inversion.betas": (0.25, 0.5), "calibration.method": "mse",
+    "inversion.betas": (0.25, 0.5), "basis.method": "random", "calibration.method": "mse",
     "calibration.views": "sparse", "calibration.held_out": 0.125, "rounding.method": "nearest",
     "rounding.views": "mosaic", "rounding.saliency": False,
     "training.views": "leaves", "training.crops": False, "training.ema": 0.5,

@@ -1,0 +1,67 @@
+"""Gradients of a model's own answers: what the Fisher information, the Hessian of the KL to the model, is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Generator, Tensor, nn
+
+from calib.views import Views
+from inversion.errors import InputError
+from inversion.sparse import sparse_forward
+
+DRAWS = 2
+"""Answers that are drawn for each image."""
+AT_ONCE = 8
+"""Images whose gradients are held together: 220 MB each for DeiT-Base."""
+
+
+def answer_gradients(
+    model: VisionTransformer,
+    views: Views,
+    modules: Mapping[str, nn.Module],
+    of: str,
+    generator: Generator,
+    on_image: Callable[[int], None] | None = None,
+) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """For `AT_ONCE` images at a time, in the order of `views`, and by the names of `modules`, parts of `model`: what
+    each takes (`of` "inputs") or gives ("outputs"), [B, ...], and the gradients of log p(y | image) to it,
+    [DRAWS, B, ...], for answers y drawn from what `model` itself says.
+
+    `on_image` is called with the number of images done. Raises `InputError` where the answers are not finite.
+    """
+    done = 0
+    for patches, kept in views.batches(AT_ONCE):
+        with _watching(modules, of) as seen, torch.enable_grad():
+            answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
+            if not bool(torch.isfinite(answers).all()):
+                raise InputError("the teacher's answers are not finite numbers: the teacher or the images are broken.")
+            drawn = torch.multinomial(answers.detach().exp().cpu(), DRAWS, replacement=True, generator=generator)
+            likelihoods = [answers.gather(1, draw.unsqueeze(1)).sum() for draw in drawn.to(answers.device).unbind(1)]
+            found = [torch.autograd.grad(each, list(seen.values()), retain_graph=True) for each in likelihoods]
+        yield {
+            name: (value.detach(), torch.stack(gradients))
+            for (name, value), *gradients in zip(seen.items(), *found, strict=True)
+        }
+        done += len(kept)
+        if on_image:
+            on_image(done)
+
+
+@contextmanager
+def _watching(modules: Mapping[str, nn.Module], of: str) -> Iterator[dict[str, Tensor]]:
+    """What each module takes or gives in the forward pass inside, by name."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, inputs, output: seen.__setitem__(name, inputs[0] if of == "inputs" else output)
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for each in hooks:
+            each.remove()
