@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def layer_hessians(
 
     for batch in tokens:
         with suppress(_SeenEnough):  # what the block does behind the layer is not needed
-            _run_hooked(layer, add, lambda batch=batch: block(batch))
+            _run_hooked(layer, add, partial(block, batch))
     return total
 
 

@@ -35,7 +35,7 @@ def measured() -> tuple[Probe, tuple[LayerDamage, ...], object]:
 
 
 def test_weight_damage_is_that_of_one_rounded_weight(measured: tuple) -> None:
-    """KL of the teacher, in a build's basis, with this layer's weight on its grid, all else as it was; edges have 8 bits."""
+    """KL of the teacher, in a build's basis, where only this layer's weight is on its grid; edges have 8 bits."""
     probe, damages, (judge, _) = measured
     assert [each.name for each in damages] == list(quantized_layers(probe.teacher))
     rebased, *_ = change_basis(small_teacher().model, W3A8, Basis())
