@@ -94,8 +94,7 @@ def quantize(
         model, about, rotations = change_basis(teacher.model, scheme, basis, on_phase)
         student = insert_quantizers(model, scheme)
         method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, on_phase)
-        if rounding.method == "gptq":
-            round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
+        round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
     if kept:
         notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
         kept.carry({f"{CARRIED}{name}": value for name, value in rotations.tensors().items()}, notes)
@@ -184,8 +183,10 @@ def round_weights(
     seed: int = 0,
     on_phase: OnPhase | None = None,
 ) -> None:
-    """GPTQ for every attention and MLP weight below 8 bits of `student`, a quantized copy of `model`; `seed` is that of
-    the tokens' saliency."""
+    """GPTQ, where `rounding` asks for it, for each attention and MLP weight below 8 bits of `student`, a quantized copy
+    of `model`; `seed` is that of the tokens' saliency."""
+    if rounding.method != "gptq":
+        return
     layers = block_linears(student)
     bits = {name: scheme.layer(name).weight for name in layers if scheme.layer(name).weight < 8}
     scales = {name: layers[name].weight_quantizer.amax.flatten() / integer_range(bits[name])[1] for name in bits}

@@ -45,7 +45,7 @@ def _picture(spec: InputSpec, generator: Generator) -> Tensor:
     light = light + 0.3 * (torch.rand(spec.channels, 1, 1, generator=generator) - 0.5)
     palette = 1.1 * torch.rand(COLOURS, 1, 1, 1, generator=generator) - 0.05
     palette = palette + 0.4 * (torch.rand(COLOURS, spec.channels, 1, 1, generator=generator) - 0.5)
-    textures = [_pink_noise(spec, exponent, generator) for exponent in EXPONENTS]
+    textures = [pink_noise(spec, exponent, generator) for exponent in EXPONENTS]
     picture = light + 0.1 * textures[1]
     for draw in torch.rand(LEAVES, 11, generator=generator).tolist():
         across, down, size, turn, aspect, kind, colour, strength, slope, weave, grain = draw
@@ -68,7 +68,7 @@ def _picture(spec: InputSpec, generator: Generator) -> Tensor:
     return picture
 
 
-def _pink_noise(spec: InputSpec, exponent: float, generator: Generator) -> Tensor:
+def pink_noise(spec: InputSpec, exponent: float, generator: Generator) -> Tensor:
     """Noise [C, H, W] of spectrum 1/f^exponent, mean 0 and variance 1, whose channels are alike."""
     height, width = spec.size
     white = torch.randn(spec.channels + 1, height, width, generator=generator)
