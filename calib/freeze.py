@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.attention import attention_quantizers
-from calib.layers import quantized_layers
+from calib.layers import layer_bits, quantized_layers
 from calib.quantized import QuantizedWeights
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from inversion.teacher import Teacher
@@ -16,7 +16,7 @@ from inversion.teacher import Teacher
 @torch.no_grad()
 def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
     """Integers and steps of a trained module."""
-    layers = {name: scheme.layer(name) for name in quantized_layers(student)}
+    layers = layer_bits(student, scheme)
     tensors: dict[str, Tensor] = {}
     for name, layer in quantized_layers(student).items():
         step: Tensor = layer.weight_quantizer.step.detach()

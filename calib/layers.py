@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from timm.layers import GELU, GELUTanh, Mlp, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from calib.attention import attention_layers
-from calib.scheme import QuantScheme
+from calib.scheme import LayerBits, QuantScheme
 
 LINEAR = (nn.Linear, nn.Conv2d)
+ONE_SIDED = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh, QuickGELU)
+"""Activations that never fall far below 0."""
 
 
 def quantized_layers(model: VisionTransformer) -> dict[str, Any]:
     """Every linear, the patch embedding and the head, by timm name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
+
+
+def layer_bits(model: VisionTransformer, scheme: QuantScheme) -> dict[str, LayerBits]:
+    """What `scheme` gives each quantized layer; below 8 bits, inputs straight from a GELU or its like are one-sided."""
+    found = {name: scheme.layer(name) for name in quantized_layers(model)}
+    for number, block in enumerate(model.blocks):
+        name, mlp = f"blocks.{number}.mlp.fc2", block.mlp
+        straight = isinstance(mlp, Mlp) and isinstance(mlp.act, ONE_SIDED) and isinstance(mlp.norm, nn.Identity)
+        if straight and found[name].activation < 8:
+            found[name] = replace(found[name], one_sided=True)
+    return found
 
 
 def require_layers(model: VisionTransformer, scheme: QuantScheme) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calib.attention import attention_quantizers
 from calib.layers import quantized_layers
-from calib.scheme import integer_range
+from calib.quantizer import bounds_of
 
 SMALLEST_STEP = 1e-8
 
@@ -52,8 +52,8 @@ class LSQQuantizer(TensorQuantizer):
     @classmethod
     def take_over(cls, quantizer: TensorQuantizer) -> nn.Parameter:
         """Convert `quantizer` in place, as ModelOpt converts its own; returns the new step."""
-        quantizer.__class__ = cls
-        quantizer.bounds = integer_range(quantizer.num_bits)
+        bounds = bounds_of(quantizer)
+        quantizer.__class__, quantizer.bounds = cls, bounds
         quantizer.step = nn.Parameter(quantizer.amax.detach().float() / quantizer.bounds[1])
         return quantizer.step
 

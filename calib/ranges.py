@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, fidelity
 from calib.fisher import answer_gradients
-from calib.layers import quantized_layers
+from calib.layers import layer_bits, quantized_layers
+from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, AUTO_METHODS, FISHER, Calibration
 from calib.views import Views
@@ -51,8 +52,8 @@ def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTr
     names = list(quantized_layers(model))
     scheme.check(names)
     config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    for name in names:
-        bits = scheme.layer(name)
+    layers = layer_bits(model, scheme)
+    for name, bits in layers.items():
         config.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": {"num_bits": bits.weight, "axis": 0}})
         if bits.activation < FLOAT_BITS:
             cfg = {"num_bits": bits.activation, "axis": None}
@@ -60,6 +61,9 @@ def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTr
     clip = {"method": "mse", "start_multiplier": 0.3, "stop_multiplier": 1.0, "step_size": 0.02}
     with _quiet():
         quantized = mtq.quantize(copy.deepcopy(model), {"quant_cfg": config, "algorithm": clip})
+    for name, bits in layers.items():
+        if bits.one_sided:
+            RangeQuantizer.take_over(quantized.get_submodule(name).input_quantizer, bits.input_range)
     if scheme.attention == "int8":
         per_tensor = QuantizerAttributeConfig(num_bits=ATTENTION_BITS, axis=None)
         for attention in attention_layers(quantized).values():
@@ -137,25 +141,26 @@ def fisher_ranges(
     views = images if quantizers else Views(())
     for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed), on_image):
         for name, (inputs, gradients) in seen.items():
-            found = _answer_errors(inputs, gradients, widest[name], quantizers[name].num_bits)
+            found = _answer_errors(inputs, gradients, widest[name], bounds_of(quantizers[name]))
             errors[name] = errors.get(name, 0.0) + found
     for name, quantizer in quantizers.items():
-        quantizer.amax = (widest[name] * _shares(quantizer.num_bits)[int(errors[name].argmin())]).to(widest[name])
+        share = _shares(bounds_of(quantizer))[int(errors[name].argmin())]
+        quantizer.amax = widest[name] * share
         quantizer.enable_quant()
 
 
-def _shares(bits: int) -> list[float]:
-    """Of the widest range, those that are tried: fewer bits want far narrower ones."""
-    smallest = SMALLEST_SHARE if bits >= 8 else SMALLEST_SHARE_BELOW_8
+def _shares(bounds: tuple[int, int]) -> list[float]:
+    """Of the widest range, those that are tried: fewer integers want far narrower ones."""
+    smallest = SMALLEST_SHARE if bounds == integer_range(8) else SMALLEST_SHARE_BELOW_8
     return [SHARE_STEP**power for power in range(1 + math.floor(math.log(smallest) / math.log(SHARE_STEP) + 1e-9))]
 
 
-def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bits: int) -> Tensor:
+def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bounds: tuple[int, int]) -> Tensor:
     """For each share, what rounding `inputs` [B, ...] changes by `gradients` [draws, B, ...]: [shares] (float64)."""
-    low, high = integer_range(bits)
+    low, high = bounds
     flat, slopes = inputs.flatten(1), gradients.flatten(2)
     squared, found = slopes.square().sum(0), []
-    for share in _shares(bits):
+    for share in _shares(bounds):
         step = widest * share / high
         error = (flat / step).round_().clamp_(low, high).mul_(step).sub_(flat)
         together = (slopes * error).sum(-1).double().square().sum()

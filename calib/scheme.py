@@ -20,16 +20,23 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Bits of one layer's weight and of its input; an input of 16 bits stays float."""
+    """Bits of one layer's weight and of its input; an input of 16 bits stays float.
+
+    `one_sided`: the input comes from a GELU or its like, which hardly falls below 0, and has fewer than 8 bits; its
+    integers lie in -1 to 2^bits - 2 then, so that none is spent on what never comes.
+    """
 
     weight: int
     activation: int
+    one_sided: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight <= 8:
             raise InputError(f"weights of {self.weight} bits are not supported: take 2 to 8, as in w4a8 or w8a8.")
         if self.activation != FLOAT_BITS and not 4 <= self.activation <= 8:
             raise InputError(f"activations of {self.activation} bits are not supported: take 4 to 8, or 16 for float.")
+        if self.one_sided and self.activation >= 8:
+            raise InputError(f"an input of {self.activation} bits is not one-sided: that is for fewer than 8.")
 
     @classmethod
     def parse(cls, text: str) -> LayerBits:
@@ -41,6 +48,11 @@ class LayerBits:
 
     def __str__(self) -> str:
         return f"w{self.weight}a{self.activation}"
+
+    @property
+    def input_range(self) -> tuple[int, int]:
+        """Smallest and largest integer of the input; its zero point is 0 and it fits INT8 either way."""
+        return (-1, 2**self.activation - 2) if self.one_sided else integer_range(self.activation)
 
 
 @dataclass(frozen=True)

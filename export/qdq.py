@@ -22,10 +22,10 @@ CARRIER_RANGE = integer_range(8)
 _ops = torch.ops.quantized_decomposed
 
 
-def to_grid(x: Tensor, step: float, bits: int) -> Tensor:
-    """`x` as symmetric integers of `bits` bits times `step`, same shape; the integers are carried as int8."""
-    low, high = integer_range(bits)
-    if (low, high) != CARRIER_RANGE:
+def to_grid(x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
+    """`x` as integers in `bounds` (low, high) times `step`, same shape; the integers are carried as int8."""
+    low, high = bounds
+    if bounds != CARRIER_RANGE:
         # Q saturates at the carrier's range only, so fewer bits are clamped before it
         x = x.clamp(low * step, high * step)
     integers = _ops.quantize_per_tensor(x, step, 0, *CARRIER_RANGE, torch.int8)
@@ -41,7 +41,7 @@ class QDQTensor(nn.Module):
         self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
-        return to_grid(x, self.step, self.bits)
+        return to_grid(x, self.step, integer_range(self.bits))
 
     def extra_repr(self) -> str:
         return f"a{self.bits}, step={self.step}"
@@ -50,7 +50,7 @@ class QDQTensor(nn.Module):
 class QDQLinear(nn.Module):
     """`x @ dequantize(weight) + bias`, where `x` passes a quantizer first.
 
-    Integers are symmetric, carried as int8 and clamped to the layer's bits:
+    Integers have zero point 0, are carried as int8 and clamped to the layer's bits:
 
     - `weight`      int8 [in, out], the layout in which a MatMul needs no transpose
     - `weight_step` float32 [out]
@@ -83,7 +83,7 @@ class QDQLinear(nn.Module):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """`x` on the grid of the layer's input, same shape."""
-        return x if self.input_step is None else to_grid(x, self.input_step, self.bits.activation)
+        return x if self.input_step is None else to_grid(x, self.input_step, self.bits.input_range)
 
     def float_weight(self) -> Tensor:
         """`weight * weight_step`, float32 [in, out]."""

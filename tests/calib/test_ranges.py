@@ -1,16 +1,19 @@
 """Ranges of weights and activations: what each method promises, also on strange activations."""
 
+import copy
 import math
 
 import pytest
 import torch
 from small import CPU, inserted, small_teacher, sparse_images, views
-from torch import Tensor
+from torch import Tensor, nn
 
 from calib.fisher import DRAWS
-from calib.layers import quantized_layers
+from calib.freeze import freeze
+from calib.layers import layer_bits, quantized_layers
 from calib.lsq import learn_steps
 from calib.quantize import float_weights
+from calib.quantizer import bounds_of
 from calib.ranges import _shares, calibrate, fisher_ranges, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import AUTO_METHODS, Calibration
@@ -133,8 +136,8 @@ def test_fisher_takes_the_share_that_moves_the_answers_least(teacher: Teacher, b
     drawn = torch.multinomial(answers.detach().exp(), DRAWS, replacement=True, generator=generator)
     moved: dict[str, dict[float, float]] = {name: {} for name in inputs}
     for name, x in inputs.items():
-        low, high = integer_range(quantizers[name].num_bits)
-        for share in _shares(quantizers[name].num_bits):
+        low, high = bounds_of(quantizers[name])
+        for share in _shares(bounds_of(quantizers[name])):
             step = float(x.abs().max()) * share / high
             error, total = (x / step).round().clamp(low, high) * step - x, 0.0
             for draw in drawn.unbind(1):
@@ -147,6 +150,36 @@ def test_fisher_takes_the_share_that_moves_the_answers_least(teacher: Teacher, b
         best = min(found, key=lambda amax: found[amax])
         assert found[min(found, key=lambda amax: abs(amax - chosen[name]))] <= 1.001 * found[best], name
     assert sum(chosen[name] < 0.99 * max(found) for name, found in moved.items()) > len(moved) / 4
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_inputs_from_a_gelu_are_one_sided_below_8_bits(teacher: Teacher, learned: bool) -> None:
+    """Integers from -1 to 14 for fc2's input at 4 bits, before and after its step is learned; all others, and fc2 at 8
+    bits, are symmetric; what is frozen says so."""
+    for bits, want in (("w4a4", (-1, 14)), ("w4a8", (-128, 127))):
+        student = inserted(teacher, bits)
+        calibrate(student, teacher.model, views(4), views(2), Calibration())
+        if learned:
+            learn_steps(student)
+        for name, quantizer in input_quantizers(student).items():
+            low, high = want if name.endswith("fc2") else integer_range(quantizer.num_bits)
+            step = float(quantizer.amax) / high
+            found = quantizer(torch.tensor([-1e3, -0.6 * step, 0.0, 2.4 * step, 1e3]))
+            expected = torch.tensor([low, -1, 0, 2, high]) * step
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    learn_steps(student)
+    layers = freeze(student, teacher, QuantScheme.parse("w4a4")).layers
+    assert {name for name, bits in layers.items() if bits.one_sided} == {f"blocks.{n}.mlp.fc2" for n in (0, 1)}
+
+
+def test_other_mlps_are_not_one_sided(teacher: Teacher) -> None:
+    """Behind a norm, or an activation that falls below 0, integers are symmetric."""
+    for change in ({"norm": nn.LayerNorm(128)}, {"act": nn.Tanh()}):
+        model = copy.deepcopy(teacher.model)
+        for name, part in change.items():
+            setattr(model.blocks[0].mlp, name, part)
+        one_sided = [name for name, bits in layer_bits(model, QuantScheme.parse("w4a4")).items() if bits.one_sided]
+        assert one_sided == ["blocks.1.mlp.fc2"]
 
 
 def test_fisher_leaves_a_model_of_float_activations_alone(teacher: Teacher) -> None:

@@ -17,7 +17,6 @@ from onnx import numpy_helper
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
-from calib.scheme import integer_range
 from export.graph import export_float, export_quantized, integer_weights, write_int4
 from export.qdq import QDQLinear, qdq_module
 from export.runtime import open_runtime
@@ -309,7 +308,7 @@ def test_fewer_bits_than_the_carrier_are_clamped_in_the_file(quantized: Make) ->
     for name, bits in inner.items():
         step = float(made.weights.tensors[f"{name}.input_step"])
         bounds = [stored[value] for value in clips[f"{name}/Clip"].input[1:]]
-        assert bounds == [np.float32(limit * step) for limit in integer_range(bits.activation)]
+        assert bounds == [np.float32(limit * step) for limit in bits.input_range]
 
 
 def test_module_is_an_nn_module_with_named_integers(quantized: Make) -> None:

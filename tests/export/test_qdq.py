@@ -52,6 +52,13 @@ def test_activations_are_rounded_and_clamped_to_their_bits(bits: int) -> None:
     assert torch.equal(layer(x), want)
 
 
+def test_one_sided_inputs_have_integers_for_what_comes() -> None:
+    """Of 4 bits, integers from -1 to 14 with zero point 0; the step is what the file says."""
+    layer = QDQLinear(torch.ones(1, 1, dtype=torch.int8), torch.ones(1), None, 0.25, LayerBits(8, 4, one_sided=True))
+    x = torch.tensor([-1000, -0.3, 0, 0.3, 3.4, 1000]).reshape(1, -1, 1)
+    assert torch.equal(layer(x), torch.tensor([-1, -1, 0, 1, 14, 14]).reshape(1, -1, 1) * 0.25)
+
+
 def test_whole_module_equals_timm_with_hooks() -> None:
     """End to end the module is timm with rounded weights and inputs; flips of one step stay within their noise."""
     model, images = small_vit(), grey_images(8)
