@@ -197,10 +197,11 @@ def keep_ones(rotation: Tensor) -> Tensor:
     size = len(rotation) + 1
     normal = torch.full((size,), -1 / math.sqrt(size), dtype=torch.float64)
     normal[0] += 1
-    # the Householder reflection that takes the first axis to the direction of all ones
-    reflect = torch.eye(size, dtype=torch.float64) - 2 * normal.outer(normal) / normal.square().sum()
-    reflect = reflect.to(rotation)
-    return reflect @ torch.block_diag(rotation.new_ones(1, 1), rotation) @ reflect
+    normal = (normal / normal.norm()).to(rotation)
+    # on both sides, the Householder reflection that takes the first axis to the direction of all ones
+    turned = torch.block_diag(rotation.new_ones(1, 1), rotation)
+    turned = turned - 2 * normal.outer(normal @ turned)
+    return turned - 2 * (turned @ normal).outer(normal)
 
 
 def cayley(skew: Tensor) -> Tensor:

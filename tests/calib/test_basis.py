@@ -179,14 +179,14 @@ def test_learning_depends_on_its_seed_alone() -> None:
 
 
 def test_a_part_of_the_rows_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger models show each update some of their rows: noisier, and still less error than at the start."""
+    """Larger models show each update some of their rows: still nearly all of the error goes that goes with all rows."""
     folded, _ = fold(small_teacher().model)
     bits = four_bits(folded)
     start = rounding_error(rotate(folded, learn_rotations(folded, bits, 0)), bits)
     whole = rounding_error(rotate(folded, learn_rotations(folded, bits, 80)), bits)
     monkeypatch.setattr("calib.rotation.WORK", 4e5)
     part = rounding_error(rotate(folded, learn_rotations(folded, bits, 80)), bits)
-    assert whole < part < start
+    assert start - part > 0.7 * (start - whole) > 0
 
 
 @pytest.mark.parametrize("kind", ["layer scale", "distilled", "no bias in qkv", "CLIP"])
