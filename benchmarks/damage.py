@@ -33,7 +33,7 @@ from pipeline.manifest import MANIFEST
 LINE = (
     "build --teacher digits_vit --bits w4a8 --quiet --set inversion.images=32 --set inversion.iterations=24 "
     "--set inversion.batch=8 --set training.updates=4 --set training.batch=4 --set calibration.method=max "
-    "--set calibration.leaves=8"
+    "--set calibration.leaves=8 --set basis.updates=10"
 )
 BUILD = shlex.split(LINE)
 VERBS = (["validate", "--quiet"], ["report"], ["gallery", "--quiet"])

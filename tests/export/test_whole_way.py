@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +16,13 @@ from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
 from calib.freeze import freeze
-from calib.layers import quantized_layers
+from calib.layers import layer_bits, quantized_layers
 from calib.lsq import keep_positive, learn_steps
+from calib.quantize import change_basis
 from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
-from calib.settings import Calibration
+from calib.settings import Basis, Calibration
 from calib.views import Views
 from export.graph import export_quantized
 from export.qdq import qdq_module
@@ -82,7 +85,7 @@ def _train(student: VisionTransformer, teacher: Teacher) -> None:
 def test_scheme_and_bits_survive(way: Way) -> None:
     """The file's scheme is equal, and gives each layer the bits that its quantizers had."""
     assert way.loaded.scheme == way.frozen.scheme
-    assert way.loaded.layers == {name: way.frozen.scheme.layer(name) for name in quantized_layers(way.student)}
+    assert way.loaded.layers == layer_bits(way.student, way.frozen.scheme)
     for name, layer in quantized_layers(way.student).items():
         assert layer.weight_quantizer.num_bits == way.loaded.layers[name].weight
 
@@ -127,3 +130,25 @@ def test_module_torch_reference_and_runtime_answer_alike(way: Way, teacher: Teac
     # a number halfway between two steps may go either way in each of them
     assert (reference - ours).norm() < 0.25 * noise
     assert (runtime - reference).norm() < 0.25 * noise
+
+
+@pytest.mark.parametrize("options", [{}, {"init_values": 0.1, "no_embed_class": True}, {"qkv_bias": False}])
+def test_another_basis_costs_no_node_and_no_byte(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The graph is that of the weights as they come, node for node; but for LayerScale's products, which are gone."""
+    model = small_vit(**options)
+    patches = patchify(grey_images(12), (4, 4))
+    views = Views(((patches, torch.arange(patches.shape[1]).expand(len(patches), -1)),))
+    counts, sizes, scheme = [], [], QuantScheme.parse("w4a8")
+    for basis in (Basis(method="none"), Basis(updates=5)):
+        rebased, *_ = change_basis(model, scheme, basis)
+        student = insert_quantizers(rebased, scheme)
+        calibrate(student, rebased, views, views.first(4), Calibration(method="max"))
+        learn_steps(student)
+        weights = freeze(student, Teacher(model, SPEC, "small", "0" * 64), scheme)
+        export_quantized(qdq_module(model, weights), SPEC, tmp_path / "model.onnx", {})
+        counts.append(Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node))
+        sizes.append((tmp_path / "model.onnx").stat().st_size)
+    scaled = 2 * len(model.blocks) if options.get("init_values") else 0
+    assert counts[0] - counts[1] == (Counter(Mul=scaled) if scaled else Counter())
+    assert not counts[1] - counts[0]
+    assert sizes[1] <= sizes[0]

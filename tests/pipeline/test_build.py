@@ -23,7 +23,7 @@ from pipeline.runfolder import RunFolder
 
 TINY = (
     "--quiet --set inversion.images=32 --set inversion.iterations=24 --set inversion.batch=16 "
-    "--set training.updates=4 --set training.batch=4 --set calibration.method=max"
+    "--set training.updates=4 --set training.batch=4 --set calibration.method=max --set basis.updates=10"
 )
 W4A8 = f"build --teacher digits_vit --bits w4a8 {TINY}"
 STAGES = ["invert", "quantize", "export", "engine", "validate"]
@@ -365,7 +365,7 @@ def test_stages_by_themselves_work_together(
     # takes seconds, and nothing follows from it
     monkeypatch.setattr("pipeline.stages.export_float", lambda _model, _spec, path, _about, _uint8: path.touch())
     teacher = "--teacher digits_vit --quiet"
-    training = "--set training.updates=1 --set training.batch=4 --set calibration.method=max"
+    training = "--set training.updates=1 --set training.batch=4 --set calibration.method=max --set basis.updates=10"
     lines = [
         f"invert {teacher} --method pri --division-factor 2 --images 8 --iterations 4 --batch 4 --out images",
         f"quantize {teacher} --images images --bits w4a8 {training} --out made/quantized.safetensors",

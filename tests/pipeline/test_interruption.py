@@ -17,7 +17,7 @@ import pytest
 BUILD = (
     "build --teacher digits_vit --bits w4a8 --quiet --arch none --set inversion.images=32 "
     "--set inversion.iterations=40 --set inversion.batch=8 --set training.updates=6 --set training.batch=4 "
-    "--set calibration.method=max --set calibration.leaves=8"
+    "--set calibration.method=max --set calibration.leaves=8 --set basis.updates=10"
 )
 # checkpoints at every update, and one thread, as a busy core makes a second one wait
 CODE = """
