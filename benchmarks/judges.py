@@ -26,8 +26,7 @@ from torch import Generator, Tensor
 from calib.fidelity import fidelity
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import change_basis, material, round_weights, set_ranges
-from calib.ranges import insert_quantizers
+from calib.quantize import change_basis, material, quantizable, round_weights, set_ranges
 from calib.settings import VIEWS, Training
 from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.errors import InputError
@@ -85,7 +84,7 @@ def main() -> None:
     show, held_out = material(teacher, images, recipe.calibration)
     scheme = recipe.quant_scheme()
     model, *_ = change_basis(teacher.model, scheme, recipe.basis)
-    start = insert_quantizers(model, scheme)
+    start = quantizable(model, scheme, show(recipe.calibration.views))
     set_ranges(start, model, show(recipe.calibration.views), held_out, recipe.calibration)
     round_weights(start, model, scheme, show(recipe.rounding.views), recipe.rounding)
     judges = judging(teacher, make_views(split_held_out(images, recipe.calibration.held_out)[1], "mosaic",

@@ -21,6 +21,8 @@ from timm.layers import LayerScale, RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from calib.views import Views
+
 NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)
 """What commutes with a rotation once its scale is folded."""
 SMALLEST_SCALE = 1e-6
@@ -69,6 +71,36 @@ def rotate(model: VisionTransformer, rotations: Rotations) -> VisionTransformer:
     if rotations.stream is not None:
         _rotate_stream(rotated, rotations.stream.double())
     return rotated
+
+
+@torch.no_grad()
+def centre(model: VisionTransformer, views: Views) -> VisionTransformer:
+    """A copy of `model` that computes the same, in which what each norm gives has mean 0 in each channel on `views`:
+    the mean leaves by the norm's shift and comes back by the bias of the linears behind it. Norms and linears without
+    a place for it stay."""
+    centred = copy.deepcopy(model)
+    means: dict[nn.Module, tuple[Any, int]] = {}
+    places: list[tuple[Any, list[Any]]] = [
+        (norm, linears)
+        for norm, linears in _readers(centred)
+        if getattr(norm, "bias", None) is not None and all(linear.bias is not None for linear in linears)
+    ]
+
+    def see(norm: nn.Module, _: Any, output: Tensor) -> None:
+        rows = output.flatten(0, -2).double()
+        total, count = means.get(norm, (0.0, 0))
+        means[norm] = total + rows.sum(0), count + len(rows)
+
+    hooks = [norm.register_forward_hook(see) for norm, _ in places]
+    views.logits(centred)
+    for hook in hooks:
+        hook.remove()
+    for norm, linears in places:
+        total, count = means[norm]
+        for linear in linears:
+            linear.bias.add_(linear.weight.double() @ (total / count))
+        norm.bias.sub_(total / count)
+    return centred
 
 
 def rotates(model: VisionTransformer) -> bool:

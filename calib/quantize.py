@@ -17,7 +17,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from calib.basis import Rotations, fold, rotate
+from calib.basis import Rotations, centre, fold, rotate
 from calib.fidelity import Fidelity
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
@@ -92,7 +92,7 @@ def quantize(
         method, tried = notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
     else:
         model, about, rotations = change_basis(teacher.model, scheme, basis, on_phase)
-        student = insert_quantizers(model, scheme)
+        student = quantizable(model, scheme, show(calibration.views))
         method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, on_phase)
         round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
     if kept:
@@ -121,6 +121,12 @@ def change_basis(
     rotations = known or learn_rotations(folded, bits, updates, basis.seed, _told(on_phase, "basis", updates))
     rotated = rotate(folded, rotations)
     return rotated, Rebased(basis.method, left_out, before, rounding_error(rotated, bits)), rotations
+
+
+def quantizable(model: VisionTransformer, scheme: QuantScheme, views: Views) -> VisionTransformer:
+    """A copy of `model` with quantizers; below 8 bits of activations, its norms' outputs are centred on `views`: of so
+    few steps, none should be spent on a constant."""
+    return insert_quantizers(centre(model, views) if scheme.activation_bits < 8 else model, scheme)
 
 
 def set_ranges(

@@ -12,7 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
-from calib.basis import Rotations, fold, rotate, rotates, value_attentions
+from calib.basis import Rotations, centre, fold, rotate, rotates, value_attentions
 from calib.layers import quantized_layers
 from calib.quantize import change_basis, quantize
 from calib.rotation import (
@@ -229,3 +229,21 @@ def test_views_see_the_same_in_any_basis() -> None:
     views = Views(((patches, torch.arange(16).expand(6, -1)),))
     ours, theirs = (torch.cat(views.logits(each)) for each in (rotate(folded, random_basis(folded)), model))
     assert apart(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["class token", "average, norm behind", "RMSNorm", "no bias in qkv", "distilled"])
+def test_centring_moves_a_mean_and_nothing_else(kind: str) -> None:
+    """What each norm gives has mean 0 in each channel where norm and linears have a place for it; the logits stay."""
+    model = model_of(kind)
+    patches = patchify(pictures(), (8, 8))
+    views = Views(((patches, torch.arange(16).expand(6, -1)),))
+    centred = centre(model, views)
+    assert apart(centred(pictures()), model(pictures())) < 1e-4
+    seen: dict[str, Tensor] = {}
+    for name in ("norm1", "norm2"):
+        norm = centred.blocks[1].get_submodule(name)
+        norm.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.flatten(0, -2).mean(0)}))
+    views.logits(centred)
+    moved = {name for name, mean in seen.items() if float(mean.abs().max()) < 1e-5}
+    wanted = set() if kind == "RMSNorm" else {"norm2"} if kind == "no bias in qkv" else {"norm1", "norm2"}
+    assert moved == wanted
