@@ -17,16 +17,16 @@ from inversion.errors import InputError
 from inversion.settings import Inversion
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # 24 trajectories of 300 iterations: ten minutes for DeiT-Tiny on two cores
+    # 24 trajectories of 300 iterations, and no training, which buys nothing in a good basis (docs/decisions/0016)
     "quick": {
         "inversion": {"images": 96, "iterations": 300, "batch": 32, "tv_weight": 1e-2},
-        "training": {"updates": 64, "batch": 16},
+        "training": {"updates": 0},
     },
-    # four times the pictures, eleven times the updates: 40 minutes for DeiT-Tiny on two cores that others used too
+    # four times the pictures
     "standard": {
         "inversion": {"images": 384, "iterations": 300, "batch": 96, "tv_weight": 1e-2},
         "calibration": {"leaves": 384},
-        "training": {"updates": 700, "batch": 16, "checks": 7},
+        "training": {"updates": 0},
     },
     # section 5 and appendix D: 10k images, 4,000 iterations, TV over the batch as in SMI's code,
     # 100 epochs of SGD at 0.001 in batches of 128
