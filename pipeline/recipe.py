@@ -106,9 +106,9 @@ class Validation:
     def limits(self, scheme: QuantScheme) -> dict[str, float | None]:
         """A little worse than what the records say of DeiT-Tiny; with activations below 8 bits, far worse than w4a8."""
         if scheme.activation_bits < 8:
-            defaults = (2.0, 0.5, 20.0)
+            defaults = (1.5, 0.65, 15.0)
         else:
-            defaults = (0.1, 0.95, 2.0) if scheme.weight_bits >= 8 else (0.3, 0.8, 6.0)
+            defaults = (0.1, 0.95, 2.0) if scheme.weight_bits >= 8 else (0.2, 0.85, 4.0)
         given = (self.max_kl, self.min_agreement, self.max_drop)
         names = ("max_kl", "min_agreement", "max_drop")
         chosen = {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}

@@ -167,7 +167,9 @@ class Build:
 
         parts: tuple[Any, ...] = (self.scheme, recipe.basis, recipe.calibration, recipe.rounding, recipe.training)
         settings = [dataclasses.asdict(part) for part in parts]
-        self._stage("quantize", work, settings=settings, images=self.digests["invert"])
+        record = self._stage("quantize", work, settings=settings, images=self.digests["invert"])
+        for sentence in record["metrics"]["basis"]["left_out"]:
+            self.display.say(sentence)
         (self.folder / TRAINING).unlink(missing_ok=True)
 
     def export(self) -> None:

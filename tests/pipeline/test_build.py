@@ -114,6 +114,14 @@ def test_verdict_is_whole(built: Path) -> None:
     assert (built.parent.parent / "gates.xml").read_bytes() == (built / "junit.xml").read_bytes()
 
 
+def test_the_basis_is_told(built: Path) -> None:
+    """The manifest says in which basis weights were rounded, what that did to their error, and what was left out."""
+    stages = {stage["name"]: stage for stage in manifest(built)["stages"]}
+    basis = stages["quantize"]["metrics"]["basis"]
+    assert (basis["method"], basis["left_out"]) == ("learned", [])
+    assert 0 < basis["error"] < basis["error_before"]
+
+
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "torchvision", "timm", "modelopt", "safetensors"):
