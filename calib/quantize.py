@@ -30,7 +30,7 @@ from calib.saliency import token_saliency
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Basis, Calibration, Rounding, Training
 from calib.training_checkpoint import Checkpoint
-from calib.views import Views, make_views, split_held_out
+from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.machine import choose_precision
@@ -38,6 +38,9 @@ from inversion.teacher import Teacher
 
 CARRIED = "basis/"
 """Before the names of rotations in a checkpoint."""
+
+JUDGES = 48
+"""Dead leaves that only judge."""
 
 OnPhase = Callable[[str, int, int, float], None]
 """Called with (phase: basis, ranges, saliency, rounding or training; steps done; of how many; KL or error now)."""
@@ -171,13 +174,16 @@ def _carried(tensors: dict[str, Tensor]) -> Rotations:
 
 
 def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -> tuple[Callable[[str], Views], Views]:
-    """What may be learned from, as a function from a kind of views to them, and the views that only judge."""
+    """What may be learned from, as a function from a kind of views to them, and the views that only judge: dead leaves
+    of other numbers, whose KL follows that of real pictures best (docs/decisions/0016), or without leaves the mosaics
+    that were held out."""
     seen, unseen = split_held_out(images, calibration.held_out)
     leaves = dead_leaves(teacher.spec, calibration.leaves, calibration.seed)
-    more = math.ceil(calibration.held_out * calibration.leaves)
-    other_leaves = dead_leaves(teacher.spec, more, calibration.seed, first=calibration.leaves)
     show = partial(make_views, seen, device=teacher.device, leaves=leaves)
-    return show, make_views(unseen, "mixed", teacher.device, other_leaves)
+    if not calibration.leaves:
+        return show, make_views(unseen, "mosaic", teacher.device)
+    judges = dead_leaves(teacher.spec, JUDGES, calibration.seed, first=calibration.leaves)
+    return show, dense_views(judges.to(teacher.device), teacher.patch_size)
 
 
 def round_weights(

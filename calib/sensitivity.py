@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import OnPhase, change_basis, material, set_ranges
+from calib.quantize import JUDGES, OnPhase, change_basis, material, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import Basis, Calibration
@@ -80,12 +80,12 @@ def raised_scheme(scheme: QuantScheme, names: Collection[str]) -> QuantScheme:
 def judging_material(teacher: Teacher, images: SparseImages, pictures: int) -> tuple[Views, Views, Views]:
     """(what sets ranges, what judges a layer, what judges a whole model), the last at least `pictures` long.
 
-    A layer is judged by the views that `calib.quantize` holds out, mosaics and dead leaves; a whole model by these and
+    A layer is judged by the dead leaves that judge in `calib.quantize`; a whole model by these and
     as many leaves more as are wanting. None of them sets ranges.
     """
     settings = Calibration()
     show, held_out = material(teacher, images, settings)
-    used = settings.leaves + math.ceil(settings.held_out * settings.leaves)
+    used = settings.leaves + JUDGES
     more = dead_leaves(teacher.spec, max(0, pictures - len(held_out)), settings.seed, first=used)
     extra = dense_views(more.to(teacher.device), images.patch_size).groups if len(more) else ()
     return show("mixed").first(RANGE_IMAGES), held_out, Views((*held_out.groups, *extra))

@@ -40,8 +40,9 @@ class Calibration:
     gradients (`calib.ranges`); `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is
     the LSQ paper's first step; `auto` tries max, percentile, mse and fisher on held-out images.
 
-    `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images. `held_out` is the share of trajectories,
-    and of as many leaves more, that only judge: they choose the method and what training keeps.
+    `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images, and others judge: they choose what
+    `auto` takes and training keeps. `held_out` is the share of trajectories that only judge: in the proof, and without
+    leaves here too.
     """
 
     method: str = FISHER

@@ -16,7 +16,7 @@ from pipeline.recipe import STAGES, make_recipe
 from pipeline.runfolder import RunFolder, StageResult
 
 TOUCHES = {
-    "scheme": "quantize", "inversion": "invert", "calibration": "quantize", "rounding": "quantize",
+    "scheme": "quantize", "inversion": "invert", "basis": "quantize", "calibration": "quantize", "rounding": "quantize",
     "training": "quantize", "export": "export", "engine": "engine", "validation": "validate",
 }  # fmt: skip
 """The first stage that a section of the recipe decides."""
@@ -37,7 +37,7 @@ class Rehearsal(stages.Build):
             self.ran.append(name)
             path = self.folder / f"{name}.bin"
             path.write_bytes(hashlib.sha256(repr(sorted(inputs.items())).encode()).digest())
-            metrics: dict[str, Any] = {"warnings": [], "engines": []}
+            metrics: dict[str, Any] = {"warnings": [], "engines": [], "basis": {"left_out": []}}
             return StageResult([path], metrics)
 
         return super()._stage(name, pretend, **inputs)
