@@ -51,17 +51,18 @@ class Display:
 
     @contextmanager
     def phases(self) -> Iterator[OnPhase]:
-        """For work that tells (phase, steps done, steps, KL): a bar a phase, from its first step on."""
+        """For work that tells (phase, steps done, steps, KL or rounding error): a bar a phase, from its first step on."""
         current = ""
         advance: Advance
         with ExitStack() as stack:
 
-            def on_phase(phase: str, done: int, total: int, kl: float) -> None:
+            def on_phase(phase: str, done: int, total: int, value: float) -> None:
                 nonlocal current, advance
                 if phase != current:
                     stack.close()
                     current, advance = phase, stack.enter_context(self.steps(phase, total))
-                advance(done, f"KL {kl:.4f}" if kl == kl else "")
+                said = "rounding error" if phase == "basis" else "KL"
+                advance(done, f"{said} {value:.4f}" if value == value else "")
 
             yield on_phase
 

@@ -187,7 +187,9 @@ def test_training_beyond_the_memory_is_refused_before_any_work(
     """Exit code 3, the batch to lower, and no run folder."""
     more = {"build": "--out run", "quantize": "--images empty --out q.safetensors"}[verb]
     monkeypatch.setattr("calib.memory.free_memory", lambda: 1e6)
-    assert run(f"{verb} --teacher digits_vit --bits w4a8 {more} --set training.updates=1 --set training.batch=4096") == 3
+    assert (
+        run(f"{verb} --teacher digits_vit --bits w4a8 {more} --set training.updates=1 --set training.batch=4096") == 3
+    )
     err = capfd.readouterr().err
     assert err.startswith("error: training in batches of 4096 needs about ")
     assert err.endswith("take a smaller training.batch.\n")
