@@ -51,7 +51,7 @@ class Display:
 
     @contextmanager
     def phases(self) -> Iterator[OnPhase]:
-        """For work that tells (phase, steps done, steps, KL or rounding error): a bar a phase, from its first step on."""
+        """For work that tells (phase, steps done, steps, KL or error): a bar a phase, from its first step on."""
         current = ""
         advance: Advance
         with ExitStack() as stack:
