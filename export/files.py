@@ -10,6 +10,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from inversion.errors import InputError
 from inversion.publish import publish
 
+LEAST = {"MatMul": 2, "QuantizeLinear": 2, "DequantizeLinear": 2}
+"""Inputs without which a node that is looked into is none."""
+
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """The model in `path`, with its weights.
@@ -34,6 +37,12 @@ def require_own_data(path: Path) -> None:
         raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.") from error
     if not model.graph.node:  # an empty file is a whole, empty message
         raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.")
+    for node in model.graph.node:
+        if len(node.input) < LEAST.get(node.op_type, 0) or not node.output:
+            raise InputError(
+                f"{str(path)!r} is broken: its node {node.name!r} ({node.op_type}) lacks an input or output; "
+                "make it again with `pipeline export`."
+            )
     folder = path.resolve().parent
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:

@@ -73,3 +73,18 @@ def test_what_is_written_was_checked(float_path: Path, tmp_path: Path) -> None:
     with pytest.raises(onnx.shape_inference.InferenceError):
         write_onnx(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "QuantizeLinear", "DequantizeLinear"])
+@pytest.mark.parametrize("part", ["input", "output"])
+def test_a_node_that_lacks_an_end_is_named(float_path: Path, tmp_path: Path, kind: str, part: str) -> None:
+    """Readers look into these nodes: one without its inputs or output is refused before."""
+    model = onnx.load(float_path)
+    node = next(node for node in model.graph.node if node.op_type == "MatMul")
+    node.op_type = kind
+    del getattr(node, part)[part == "input" :]
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        InputError, match=rf"is broken: its node '.*' \({kind}\) lacks an input or output; make it again"
+    ):
+        read_onnx(tmp_path / "m.onnx")
