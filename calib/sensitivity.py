@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import JUDGES, OnPhase, change_basis, material, set_ranges
+from calib.quantize import JUDGES, OnPhase, change_basis, material, quantizable, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import Basis, Calibration
@@ -104,7 +104,7 @@ class Probe:
         """Raises `InputError` where `scheme` asks for what the teacher does not have."""
         self.teacher, self.scheme = teacher.model, scheme
         model, *_ = change_basis(teacher.model, scheme, Basis(), on_phase)
-        self.student = insert_quantizers(model, scheme)
+        self.student = quantizable(model, scheme, images)
         self.inputs = input_quantizers(self.student)
         set_ranges(self.student, model, images, judge, Calibration(), on_phase)
         self.layers = quantized_layers(self.student)
