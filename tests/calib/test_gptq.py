@@ -153,9 +153,13 @@ def test_more_damping_trusts_the_hessian_less() -> None:
     assert not torch.equal(rounded(weight, scale, hessian, -8, 7), nearest(weight, scale))
 
 
+@pytest.mark.parametrize("strip", [384, 7])
 @pytest.mark.parametrize("kind", ["mosaic", "sparse"])
-def test_hessian_is_the_sum_over_all_tokens(teacher: Teacher, kind: str) -> None:
-    """x x^T over every token of every image, prefix tokens too, whatever the images hold."""
+def test_hessian_is_the_sum_over_all_tokens(
+    teacher: Teacher, kind: str, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x x^T over every token of every image, prefix tokens too, whatever the images hold, in strips or at once."""
+    monkeypatch.setattr("calib.gptq.STRIP", strip)
     model, images = teacher.model, views(5, kind)
     seen: list[Tensor] = []
     tokens: list[Tensor] = []
