@@ -131,7 +131,7 @@ def judging(teacher: Teacher, mosaics: Views, count: int) -> dict[str, Views]:
 
 def picture(spec: InputSpec, seed: int) -> Tensor:
     """1/f noise around grey, normalised: [C, H, W]."""
-    return normalised(spec, 0.5 + 0.2 * pink_noise(spec, 1.1, Generator().manual_seed(seed)))
+    return normalised(spec, 0.5 + 0.2 * torch.from_numpy(pink_noise(spec, 1.1, Generator().manual_seed(seed))))
 
 
 def waves(spec: InputSpec, seed: int) -> Tensor:

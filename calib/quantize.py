@@ -28,7 +28,7 @@ from calib.ranges import SEARCH_IMAGES, calibrate, insert_quantizers, some_range
 from calib.rotation import learn_rotations, rounding_error
 from calib.saliency import token_saliency
 from calib.scheme import QuantScheme, integer_range
-from calib.settings import Basis, Calibration, Rounding, Training
+from calib.settings import JUDGES, Basis, Calibration, Rounding, Training
 from calib.training_checkpoint import Checkpoint
 from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.images import SparseImages
@@ -39,8 +39,6 @@ from inversion.teacher import Teacher
 CARRIED = "basis/"
 """Before the names of rotations in a checkpoint."""
 
-JUDGES = 48
-"""Dead leaves that only judge."""
 
 OnPhase = Callable[[str, int, int, float], None]
 """Called with (phase: basis, ranges, saliency, rounding or training; steps done; of how many; KL or error now)."""

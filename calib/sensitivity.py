@@ -18,10 +18,10 @@ from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import JUDGES, OnPhase, change_basis, material, quantizable, set_ranges
+from calib.quantize import OnPhase, change_basis, material, quantizable, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
-from calib.settings import Basis, Calibration
+from calib.settings import JUDGES, Basis, Calibration
 from calib.views import Views, dense_views
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves

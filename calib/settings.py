@@ -11,6 +11,9 @@ AUTO, FISHER = "auto", "fisher"
 AUTO_METHODS = ("max", "percentile", "mse", FISHER)
 """What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
 RANGE_METHODS = (*AUTO_METHODS, "entropy", "lsq")
+JUDGES = 48
+"""Dead leaves that nothing learns from, numbered behind those of calibration: they choose what `auto` and training
+keep."""
 VIEWS = ("mosaic", "sparse", "leaves", "mixed")
 
 

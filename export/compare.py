@@ -25,9 +25,11 @@ class Comparison:
     - `kl`         mean KL(teacher || candidate) of the softmaxes, in nats, with the normal interval
     - `sqnr_db`    10 log10 of the teacher's logit energy over the difference's; infinite where they are equal
     - `cosine`     mean cosine between the two logit vectors of a picture
+    - `teacher_confidence`  mean probability that the teacher gives its own answer
 
-    With labels also `teacher_top1`, `top1`, `top5`, and `top1_drop` = teacher_top1 - top1, with the paired
-    interval of Bonett and Price (2012), which keeps a width where no picture differs.
+    With labels also `teacher_top1` with Wilson's interval, `top1`, `top5`, and `top1_drop` = teacher_top1 - top1, with
+    the paired interval of Bonett and Price (2012), which keeps a width where no picture differs; and `chance`, the
+    top-1 of guesses among the classes that the labels name, two at least.
     """
 
     n: int
@@ -37,7 +39,10 @@ class Comparison:
     kl_interval: Interval
     sqnr_db: float
     cosine: float
+    teacher_confidence: float
     teacher_top1: float | None = None
+    teacher_top1_interval: Interval | None = None
+    chance: float | None = None
     top1: float | None = None
     top5: float | None = None
     top1_drop: float | None = None
@@ -71,6 +76,7 @@ def compare(
         kl_interval=_mean_interval(divergence),
         sqnr_db=_sqnr_db(teacher, candidate),
         cosine=float(_cosine(teacher, candidate).mean()),
+        teacher_confidence=float(np.exp(_log_softmax(teacher).max(1)).mean()),
         **({} if labels is None else _accuracy(teacher, candidate, _labels(labels, *teacher.shape))),
     )
 
@@ -141,6 +147,8 @@ def _accuracy(teacher: Array, candidate: Array, labels: npt.NDArray[np.int64]) -
     lost, won = int((was_right & ~right).sum()), int((right & ~was_right).sum())
     return {
         "teacher_top1": float(was_right.mean()),
+        "teacher_top1_interval": wilson_interval(int(was_right.sum()), len(labels)),
+        "chance": 1 / max(2, len(np.unique(labels))),
         "top1": float(right.mean()),
         "top5": float((rank < 5).mean()),
         "top1_drop": (lost - won) / len(labels),

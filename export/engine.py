@@ -18,11 +18,10 @@ import numpy as np
 
 from export.files import require_own_data
 from export.kernels import engine_kernels
-from export.profile import BATCHES, require_batches
+from export.profile import BACKENDS, BATCHES, require_batches
 from inversion.errors import InputError, MachineError
 from inversion.publish import publish
 
-BACKENDS = ("tensorrt", "tensorrt_rtx")
 COMMAND = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
 MAJOR, MINOR = 75, 76  # cuDeviceGetAttribute: compute capability
 
@@ -93,6 +92,8 @@ def build_engine(
     inputs = tuple(_tensor_spec(trt, network.get_input(index), batches) for index in range(network.num_inputs))
     outputs = tuple(_tensor_spec(trt, network.get_output(index), batches) for index in range(network.num_outputs))
     runtime = f"{name} {trt.__version__} {arch}"
+    given = (network.get_input(index) for index in range(network.num_inputs))
+    dynamic = tuple(spec for tensor, spec in zip(given, inputs, strict=True) if -1 in tuple(tensor.shape))
     kernels = engine_kernels(onnx_path, logger(trt).layers(), runtime, "the builder's verbose log")
     spec = EngineSpec(
         backend=name,
@@ -106,8 +107,8 @@ def build_engine(
         bytes=len(serialized),
         build_seconds=round(seconds, 3),
         kernels=kernels.to_dict(),
-        build_command=_build_command(name, arch, onnx_path, out_path, inputs),
-        time_command=_command(name, [f"--loadEngine={out_path.name}", *_shapes("shapes", "opt", inputs)]),
+        build_command=_build_command(name, arch, onnx_path, out_path, dynamic),
+        time_command=_command(name, [f"--loadEngine={out_path.name}", *_shapes("shapes", "opt", dynamic)]),
         timing_cache=_describe_file(cache) if cache and cache.exists() else None,
     )
     publish(out_path, serialized)
@@ -306,17 +307,18 @@ def _tensor_spec(trt: ModuleType, tensor: Any, batches: Sequence[int]) -> Tensor
     return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, low, opt, high)
 
 
-def _build_command(backend: str, arch: str, onnx_path: Path, engine: Path, inputs: tuple[TensorSpec, ...]) -> str:
-    """For the machine with the GPU, or, of tensorrt_rtx, for any; it is typed by the graph alone, as here."""
+def _build_command(backend: str, arch: str, onnx_path: Path, engine: Path, dynamic: tuple[TensorSpec, ...]) -> str:
+    """For the machine with the GPU, or, of tensorrt_rtx, for any; it is typed by the graph alone, as here. The shapes
+    of `dynamic` inputs are those of the profile."""
     typed = ["--stronglyTyped"] if backend == "tensorrt" else [f"--computeCapabilities={arch[2:]}"]
-    shapes = [part for which in ("min", "opt", "max") for part in _shapes(f"{which}Shapes", which, inputs)]
+    shapes = [part for which in ("min", "opt", "max") for part in _shapes(f"{which}Shapes", which, dynamic)]
     saved = [f"--saveEngine={engine.name}", "--skipInference"]
     return _command(backend, [f"--onnx={onnx_path.name}", *typed, *shapes, *saved])
 
 
-def _shapes(flag: str, which: str, inputs: tuple[TensorSpec, ...]) -> list[str]:
-    """One flag with the shapes of all inputs whose batch may vary, or none."""
-    found = [f"{spec.name}:{'x'.join(map(str, getattr(spec, which)))}" for spec in inputs if spec.min != spec.max]
+def _shapes(flag: str, which: str, dynamic: tuple[TensorSpec, ...]) -> list[str]:
+    """One flag with the shapes of all inputs whose batch the graph leaves open, or none."""
+    found = [f"{spec.name}:{'x'.join(map(str, getattr(spec, which)))}" for spec in dynamic]
     return [f"--{flag}={','.join(found)}"] if found else []
 
 

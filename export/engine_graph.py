@@ -19,7 +19,7 @@ from inversion.errors import InputError
 FLOATS = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "float32": ir.DataType.FLOAT}
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 MOVES = ("Reshape", "Transpose")
-LOWEST = "lowest"
+LOWEST, FENCE = "lowest", "/Fence"
 CUTS = ("Slice", "Split", "Gather")
 
 
@@ -31,15 +31,30 @@ def write_engine_graph(path: Path, out: Path, precision: str) -> None:
     - A fence (`Max` with the lowest number) stands between a linear and the cuts through its output. Without one,
       TensorRT moves the cuts of q, k and v into the linear's weights and multiplies these as floats.
 
-    Raises `InputError` where a number is too large for `precision`.
+    A graph that was written so before stays as it is. Raises `InputError` where a number is too large for `precision`,
+    or the graph has another one already.
     """
     require_precision(precision)
     model = ir.from_proto(read_onnx(path))
+    if already := _precision_of(model.graph):
+        if already != precision:
+            raise InputError(
+                f"{str(path)!r} is an engine's graph in {already} already: give the model.onnx of its run."
+            )
+        write_onnx(ir.to_proto(model), out)
+        return
     for value in list(_cut_linears(model.graph)):
         _fence(model.graph, value)
     if precision != "float32":
         _narrow(model.graph, precision, path)
     write_onnx(ir.to_proto(model), out)
+
+
+def _precision_of(graph: ir.Graph) -> str | None:
+    """Of a graph that `write_engine_graph` made: the type of its fences; None for any other graph."""
+    fenced = any(node.op_type == "Max" and (node.name or "").endswith(FENCE) for node in graph)
+    lowest = graph.initializers.get(LOWEST) if fenced else None
+    return next((name for name, kind in FLOATS.items() if lowest is not None and lowest.dtype == kind), None)
 
 
 def _cut_linears(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -64,7 +79,7 @@ def _fence(graph: ir.Graph, value: ir.Value) -> None:
         lowest = ir.tensor(np.array(np.finfo(np.float32).min), name=LOWEST)
         graph.register_initializer(ir.val(LOWEST, const_value=lowest))
     users = tuple(value.uses())
-    fence = ir.node("Max", [value, graph.initializers[LOWEST]], name=f"{value.name}/Fence")
+    fence = ir.node("Max", [value, graph.initializers[LOWEST]], name=f"{value.name}{FENCE}")
     (output,) = fence.outputs
     output.name, output.dtype, output.shape = fence.name, ir.DataType.FLOAT, value.shape
     for user, index in users:

@@ -26,6 +26,11 @@ class EngineSession:
         self.version = spec.version
         self.inputs = {tensor.name: _free_shape(tensor) for tensor in spec.inputs}
         self.dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in spec.inputs}
+        self.outputs = tuple(tensor.name for tensor in spec.outputs)
+        self.batches: tuple[int, int | None] = (
+            max(tensor.min[0] for tensor in spec.inputs),
+            min(tensor.max[0] for tensor in spec.inputs),
+        )
         self._spec = spec
         self._trt, self._engine = trt, engine
         self._context = engine.create_execution_context()

@@ -54,6 +54,13 @@ def require_own_data(path: Path) -> None:
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Publish `model`, checked with full shape inference; equal models give equal bytes."""
+    """Publish `model`, checked with full shape inference; equal models give equal bytes.
+
+    Initializers are not typed a second time: a tool that transposes one would leave the old shape behind.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for index in reversed(range(len(model.graph.value_info))):
+        if model.graph.value_info[index].name in constants:
+            del model.graph.value_info[index]
     onnx.checker.check_model(model, full_check=True)
     publish(path, model.SerializeToString(deterministic=True))

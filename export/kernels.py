@@ -21,6 +21,8 @@ from export.runtime import load_session
 from inversion.errors import InputError
 
 INTEGER_OPS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
+INTEGER_NODES = (*INTEGER_OPS, "QLinearAdd", "QLinearConv", "QAttention", "ConvInteger", "QLinearSoftmax")
+"""That a file itself may hold: the form that ONNX Runtime calls QOperator, and dynamic quantization."""
 PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 PRODUCT_LAYERS = ("gemm", "runtime_fusion", "fusion", "mha", "kgen")
 """TensorRT's layer types that multiply; of several that name one product, the first kind here is the one that does."""
@@ -128,6 +130,12 @@ def require_quantized(path: Path) -> None:
     """Raises `InputError` where no MatMul of the model in `path` takes a quantized weight."""
     model = read_onnx(path)
     constants = {tensor.name for tensor in model.graph.initializer}
+    operators = next((node.op_type for node in model.graph.node if node.op_type in INTEGER_NODES), None)
+    if operators:
+        raise InputError(
+            f"{str(path)!r} is quantized, but by integer operators ({operators}), which only some runtimes have: give "
+            "a graph of QuantizeLinear and DequantizeLinear, as the model.onnx of a run is."
+        )
     dequantized = {
         node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
     }

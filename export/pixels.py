@@ -26,7 +26,8 @@ class FromPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = pixels.permute(0, 3, 1, 2).float() / self.pixel_max
+        # TensorRT takes bytes at its entrance alone: nothing but a cast may stand between them and the floats
+        images = pixels.float().permute(0, 3, 1, 2) / self.pixel_max
         return self.vit((images - self.pixel_mean) / self.pixel_std)
 
 

@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 from inversion.errors import InputError
 
+BACKENDS = ("tensorrt", "tensorrt_rtx")
+"""Of engines; the first that is installed builds them where none is named."""
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""Of ONNX Runtime, and its names for them."""
 PRECISIONS = ("float16", "bfloat16", "float32")
 PRECISION = "float16"
 """What stands beside the integers where nothing else is said: TensorRT fuses attention in 16 bits only."""

@@ -13,15 +13,11 @@ import onnxruntime
 
 from export.exactness import exact_settings
 from export.files import require_own_data
+from export.profile import PROVIDERS
 from inversion.errors import InputError, MachineError
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
-}
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+LOGITS = "logits"
 WARNING, FATAL = 2, 4  # what ONNX Runtime prints by default; all it may print here, since errors are exceptions
 
 Array = npt.NDArray[Any]
@@ -31,13 +27,15 @@ class Runtime(Protocol):
     """A model that is loaded and runs: an ONNX file here, a TensorRT engine in `export.engine_session`.
 
     `provider` is what really runs it, `version` its version; `inputs` are names and sizes, None for a size that may
-    vary; `dtypes` the inputs' types.
+    vary; `dtypes` the inputs' types; `outputs` names; `batches` the smallest and largest batch, None where any may be.
     """
 
     provider: str
     version: str
     inputs: dict[str, tuple[int | None, ...]]
     dtypes: dict[str, np.dtype[Any]]
+    outputs: tuple[str, ...]
+    batches: tuple[int, int | None]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `InputError` where `feeds` do not fit the model's inputs."""
@@ -54,7 +52,13 @@ class Session:
             value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
             for value in session.get_inputs()
         }
+        for value in session.get_inputs():
+            if value.type not in DTYPES:
+                raise InputError(f"input {value.name!r} is {value.type}: give a model that takes {', '.join(DTYPES)}.")
         self.dtypes = {value.name: np.dtype(DTYPES[value.type]) for value in session.get_inputs()}
+        self.outputs = tuple(value.name for value in session.get_outputs())
+        fixed = next((shape[0] for shape in self.inputs.values() if shape and shape[0]), None)
+        self.batches: tuple[int, int | None] = (fixed or 1, fixed)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `InputError` where `feeds` do not fit the model's inputs."""
@@ -64,6 +68,37 @@ class Session:
         except (ValueError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument) as error:
             given = {name: f"{value.dtype} {list(value.shape)}" for name, value in feeds.items()}
             raise InputError(f"the model takes {self.inputs} and was given {given}: {_first_line(error)}.") from error
+
+
+def answer(runtime: Runtime, images: Array) -> Array:
+    """Logits [M, classes] of `images` [M, ...], in batches that the model takes: what is too short for its smallest is
+    filled up with the last picture.
+
+    The model's input may have any name, and so may its output where there is one alone. Raises `InputError` where
+    there are several of either.
+    """
+    (name,), output = _only(tuple(runtime.inputs), "inputs", runtime), _logits(runtime)
+    smallest, largest = runtime.batches
+    found = []
+    for start in range(0, len(images), largest or len(images)):
+        part = images[start : start + (largest or len(images))]
+        missing = max(0, smallest - len(part))
+        filled = np.concatenate([part, part[-1:].repeat(missing, 0)]) if missing else part
+        found.append(runtime.run({name: filled})[output][: len(part)])
+    return np.concatenate(found)
+
+
+def _logits(runtime: Runtime) -> str:
+    return LOGITS if LOGITS in runtime.outputs else _only(runtime.outputs, "outputs", runtime)[0]
+
+
+def _only(names: tuple[str, ...], what: str, runtime: Runtime) -> tuple[str, ...]:
+    if len(names) != 1:
+        raise InputError(
+            f"the model of {runtime.provider} has the {what} {', '.join(names)}: give one with a single picture input, "
+            f"and one output or one that is called {LOGITS!r}."
+        )
+    return names
 
 
 @contextlib.contextmanager
@@ -80,12 +115,9 @@ def load_session(
 ) -> Session:
     """As `open_runtime`; the graph that ONNX Runtime made of the file is written to `optimised`."""
     path = Path(path)
-    if provider not in PROVIDERS:
-        raise InputError(f"unknown provider {provider!r}: take one of {', '.join(PROVIDERS)}.")
+    require_provider(provider)
     require_own_data(path)
     wanted = PROVIDERS[provider]
-    if wanted not in onnxruntime.get_available_providers():
-        raise MachineError(f"this ONNX Runtime has no provider {provider!r}: install one that has it, or use cpu.")
     if provider != "cpu":
         onnxruntime.preload_dlls()
     options = _options(threads)
@@ -95,6 +127,14 @@ def load_session(
     if session.get_providers()[0] != wanted:  # ONNX Runtime falls back to the CPU without a word
         raise MachineError(f"the provider {provider!r} did not start here: run `pipeline doctor`, or use cpu.")
     return Session(session)
+
+
+def require_provider(provider: str) -> None:
+    """Raises `InputError` for a name that is none of `PROVIDERS`, `MachineError` where ONNX Runtime is without it."""
+    if provider not in PROVIDERS:
+        raise InputError(f"unknown provider {provider!r}: take one of {', '.join(PROVIDERS)}.")
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise MachineError(f"this ONNX Runtime has no provider {provider!r}: install one that has it, or use cpu.")
 
 
 def _load(path: Path, provider: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -172,6 +172,13 @@ def require_images_of(teacher: Teacher, images: SparseImages, path: Path) -> Non
     fits = images.grid == teacher.grid and images.patch_size == teacher.patch_size
     if not same or not fits or int(images.labels.max()) >= teacher.spec.num_classes:
         raise InputError(f"{str(path)!r} was made from another teacher than {teacher.name!r}: give its own checkpoint.")
+    for what in ("mean", "std"):
+        made, now = images.metadata.get(what), " ".join(map(str, getattr(teacher.spec, what)))
+        if made != now:
+            raise InputError(
+                f"{str(path)!r} was made for pixels of {what} {made}, {teacher.name!r} takes {now}: invert again, or "
+                "name the teacher that they were made from."
+            )
 
 
 def _pad(images: SparseImages, count: int) -> SparseImages:

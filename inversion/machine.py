@@ -31,6 +31,21 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
+def settle_sums(threads: int = 0) -> int:
+    """Let equal work give equal bytes: on so many CPU `threads`, or torch's own number where it is 0, and with no sum
+    whose order is left to chance. Returns the number.
+
+    How threads share a sum decides how it rounds, so that their number belongs to what a result depends on. By default
+    torch adds gradients of picked rows as they come: two runs of one command then differ in the last bits.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # nothing here reads what it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a property of the module
+    return torch.get_num_threads()
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively: GPUs, and CPUs with AMX or AVX512-BF16."""
     if name == "auto":

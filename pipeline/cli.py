@@ -19,7 +19,8 @@ from pipeline.verbs.stages import engine, export, invert, quantize, validate
 DEBUG = "--debug"
 GO_ON = {"build", "invert", "quantize", "distill", "reproduce"}
 """Verbs that, called again, take up what they left."""
-UNFORESEEN = 1
+UNFORESEEN = 70
+"""Of sysexits, EX_SOFTWARE: 1 is a failed gate and nothing else."""
 
 app = typer.Typer(
     help="Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out.",

@@ -115,11 +115,17 @@ def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
     """Accuracy, agreement, size and latency as text: a row a measure, a column a model."""
     validation = manifest["validation"]
     runtime, real, synthetic = validation["runtimes"]["onnxruntime"], validation["real"], validation["synthetic"]
-    measures = []
+    plain = validation.get("float") or {
+        "real": None,
+        "synthetic": {},
+    }  # of an earlier version: its float file did not run
+    measures: list[tuple[str, ...]] = []
     if real:
-        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * real[k]:.2f}" for k in ("teacher_top1", "top1"))))
-        measures += _fidelity(real, "real")
-    measures += _fidelity(synthetic, "synthetic")
+        tops = (plain["real"] or {"top1": real["teacher_top1"]})["top1"], real["top1"]
+        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * top:.2f}" for top in tops)))
+        measures += _fidelity(plain["real"], real, "real")
+    for kind, found in synthetic.get("kinds", {"synthetic": synthetic}).items():
+        measures += _fidelity(plain["synthetic"].get("kinds", {}).get(kind), found, kind)
     models = runtime["float"], runtime["quantized"]
     measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
     measures.append(("peak memory, MB", *(f"{model['peak_bytes'] / 1e6:.0f}" for model in models)))
@@ -130,11 +136,15 @@ def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
     return [dict(zip(names, measure, strict=True)) for measure in measures]
 
 
-def _fidelity(found: dict[str, Any], kind: str) -> list[tuple[str, str, str]]:
-    """Agreement with the teacher, with its 95% interval, and KL; the float model is the teacher."""
-    low, high = found["agreement_interval"]
-    agreement = f"{100 * found['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _fidelity(plain: dict[str, Any] | None, quantized: dict[str, Any], kind: str) -> list[tuple[str, ...]]:
+    """Of both files: agreement with the teacher, the quantized one's with its 95% interval, and KL."""
+    low, high = quantized["agreement_interval"]
+    agreement = f"{100 * quantized['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
     return [
-        (f"agreement, % of {found['n']} {kind} [95%]", "", agreement),
-        (f"KL, nats, {kind}", "", f"{found['kl']:.4f}"),
+        (
+            f"agreement, % of {quantized['n']} {kind} [95%]",
+            f"{100 * plain['agreement']:.2f}" if plain else "",
+            agreement,
+        ),
+        (f"KL, nats, {kind}", f"{plain['kl']:.4f}" if plain else "", f"{quantized['kl']:.4f}"),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from timm.data import ImageNetInfo
 
 from inversion.teacher import DIGITS_VIT, Teacher
-from pipeline.valdata import read_class_map
+from pipeline.folders import read_class_map
 
 
 def known_labels(teacher: Teacher, checkpoint: Path | str | None, class_map: Path | str | None) -> Sequence[str] | None:

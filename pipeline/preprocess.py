@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inversion.errors import InputError
 from inversion.teacher import InputSpec
+from pipeline.pictures import eight_bits
 
 FORMAT = "patch-rebirth.preprocess/1"
 COLOUR_MODES = {1: "L", 3: "RGB"}
@@ -19,6 +20,7 @@ COLOUR_WORDS = {
     "L": "one grey channel; a coloured picture becomes grey by (19595 R + 38470 G + 7471 B + 32768) >> 16",
     "RGB": "three channels in the order red, green, blue; a grey picture is repeated in each; transparency is dropped",
 }
+DEEPER = "pixels of b > 8 bits are scaled first: round(pixel * 255 / (2^b - 1))"
 INTERPOLATION_WORDS = {
     "bicubic": "Pillow's bicubic: the cubic kernel with a = -0.5",
     "bilinear": "Pillow's bilinear: the triangle kernel",
@@ -42,7 +44,7 @@ def transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
     )
 
     def apply(picture: Image.Image) -> Tensor:
-        return steps(picture.convert(mode))
+        return steps(eight_bits(picture, mode))
 
     return apply
 
@@ -77,7 +79,13 @@ def preprocess_steps(spec: InputSpec, uint8_input: bool = False) -> dict[str, An
     }
     return {
         "format": FORMAT,
-        "colour": {"mode": mode, "bits": 8, "rule": COLOUR_WORDS[mode], "exif_orientation": "ignored"},
+        "colour": {
+            "mode": mode,
+            "bits": 8,
+            "rule": COLOUR_WORDS[mode],
+            "deeper_pixels": DEEPER,
+            "exif_orientation": "ignored",
+        },
         "resize": {
             "shorter_side": shorter,
             "longer_side": f"floor({shorter} * longer / shorter)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ from export.engine import EngineSpec
 from export.graph import export_float
 from export.kernels import require_quantized
 from export.latency import random_feeds
-from export.runtime import Runtime, open_runtime
+from export.runtime import Runtime, answer, open_runtime, require_provider
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
-from inversion.leaves import dead_leaves
+from inversion.machine import settle_sums
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Display
 from pipeline.labels import known_labels
 from pipeline.manifest import load_manifest
-from pipeline.recipe import Recipe, make_recipe
+from pipeline.recipe import PictureSource, Recipe, make_recipe
 from pipeline.runfolder import RunFolder, describe_teacher, product_digest
 from pipeline.stages import Build, export_files, real_pictures
-from pipeline.validation import Files, validate
+from pipeline.validation import Files, proof_leaves, validate
 
 QUANTIZED = "quantized.safetensors"
-PICTURES = 32
-"""Dead leaves that a file alone is judged on."""
+ANY_LEAVES = 1 << 16
+"""First number of the dead leaves that judge a file of which it is not known what it was calibrated on."""
 
 
 def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: Path, display: Display) -> None:
@@ -41,6 +41,7 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
         raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
     from calib.quantize import quantize  # ModelOpt loads for seconds, and only here
 
+    settle_sums(recipe.threads)
     teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     require_training_memory(teacher.model, recipe.training)
@@ -80,66 +81,90 @@ def export_folder(
         export_files(teacher, quantized, out, labels, advance, uint8_input)
 
 
-def validate_file(recipe: Recipe, path: Path, display: Display) -> dict[str, Any]:
-    """A quantized ONNX file, or an engine, by itself against its teacher; returns a verdict as a run's.
+def validate_file(recipe: Recipe, path: Path, display: Display, stale: Sequence[Path] = ()) -> dict[str, Any]:
+    """A quantized ONNX file by itself against its teacher; returns a verdict as a run's.
 
-    Dead leaves stand for the synthetic pictures, which lie in run folders.
+    Of synthetic pictures only dead leaves judge: mosaics lie in run folders. `stale` files, of an earlier verdict, go
+    when work begins.
     """
+    require_provider(recipe.validation.provider)
     require_quantized(path)
     teacher = load_teacher(recipe.teacher, recipe.checkpoint)
-    val_data = real_pictures(recipe, teacher)
+    val_data = real_pictures(recipe, teacher, display)
     limits = recipe.validation.limits(recipe.quant_scheme())
-    pictures = dead_leaves(teacher.spec, PICTURES, recipe.seed)
+    leaves = proof_leaves(teacher, recipe.validation.pictures, recipe.calibration.seed, ANY_LEAVES)
     with tempfile.TemporaryDirectory() as folder:
         float32 = Path(folder) / "model.fp32.onnx"
         with open_runtime(path) as runtime:
             require_fit(runtime, teacher, path)
-            uint8_input = runtime.dtypes["input"] == np.uint8
+            uint8_input = np.uint8 in runtime.dtypes.values()
+        for each in stale:
+            each.unlink(missing_ok=True)
         export_float(teacher.model, teacher.spec, float32, {}, uint8_input)
         files = Files(path, float32, provider=recipe.validation.provider)
-        total = len(pictures) + (len(val_data) if val_data else 0)
+        total = leaves.count + (len(val_data) if val_data else 0)
         with display.steps("validation", total) as advance:
-            verdict = validate(teacher, files, None, pictures, val_data, limits, advance)
+            verdict = validate(teacher, files, None, [leaves], val_data, limits, advance)
+    for sentence in verdict["warnings"]:
+        display.warn(sentence)
     return {"teacher": describe_teacher(teacher), "recipe": recipe.to_dict(), "validation": verdict}
 
 
 def require_fit(runtime: Runtime, teacher: Teacher, path: Path) -> None:
     """Raises `InputError` where the model does not take the teacher's pictures, or answers for other classes."""
     channels, (height, width) = teacher.spec.channels, teacher.spec.size
-    shapes = {"input": (channels, height, width)}, {"input": (height, width, channels)}
+    shapes = {"float": (channels, height, width), "bytes": (height, width, channels)}
     taken = {name: shape[1:] for name, shape in runtime.inputs.items()}
-    if taken not in shapes:
+    kind = "bytes" if np.uint8 in runtime.dtypes.values() else "float"
+    if list(taken.values()) != [shapes[kind]]:
         raise InputError(
             f"{str(path)!r} takes {runtime.inputs}, {teacher.name!r} sees {channels}x{height}x{width} pictures: "
             "give the teacher that it was made from."
         )
-    classes = runtime.run(random_feeds(runtime, 1))["logits"].shape[1]
-    if classes != teacher.spec.num_classes:
+    (feed,) = random_feeds(runtime, 1).values()
+    classes = answer(runtime, feed).shape[1:]
+    if classes != (teacher.spec.num_classes,):
         raise InputError(
-            f"{str(path)!r} answers for {classes} classes, {teacher.name!r} has {teacher.spec.num_classes}: "
-            "give the teacher that it was made from."
+            f"{str(path)!r} answers for {'x'.join(map(str, classes))} classes, {teacher.name!r} has "
+            f"{teacher.spec.num_classes}: give the teacher that it was made from."
         )
 
 
 def validate_run(
-    folder: Path, val_data: str | None, class_map: str | None, overrides: Iterable[str], display: Display
+    folder: Path,
+    source: PictureSource,
+    overrides: Iterable[str],
+    display: Display,
+    keep: bool = False,
+    stale: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """A finished run's files judged again; the manifest gets the new verdict."""
+    """A finished run's files judged again, on the pictures of `source` where it names some; the manifest gets the new
+    verdict. What was given for this verdict becomes the run's own with `keep` alone. `stale` files, of an earlier
+    verdict, go when work begins.
+    """
     load_manifest(folder)  # what is no run gets no lock either
     with RunFolder(folder) as run:
         manifest = load_manifest(folder)  # as it is now that nobody else writes it
-        flags = {key: value for key, value in manifest["recipe"].items() if value is not None}
-        flags |= {key: value for key, value in (("val_data", val_data), ("class_map", class_map)) if value is not None}
-        recipe = make_recipe(flags, None, overrides)
+        own = _values(manifest["recipe"])
+        given = _values(dataclasses.asdict(source))
+        if "val_data" in given:  # the run's class map and columns are those of its own pictures
+            own = {key: value for key, value in own.items() if key not in dataclasses.asdict(source)}
+        recipe = make_recipe(own | given, None, overrides)
+        settle_sums(recipe.threads)
+        require_provider(recipe.validation.provider)
         teacher = load_teacher(recipe.teacher, recipe.checkpoint)
         require_same_teacher(teacher, manifest["teacher"]["sha256"], folder)
         run.require_intact()
-        work = Build(recipe, teacher, real_pictures(recipe, teacher), None, run, display)
+        work = Build(recipe, teacher, real_pictures(recipe, teacher, display), None, run, display)
         engine = _engine_stage(manifest, folder)
         work.digests["engine"], work.engines = product_digest(engine), engine["metrics"]["engines"]
-        work.begin()
+        work.begin(stale, None if keep else make_recipe(_values(manifest["recipe"])))
         run.forget("validate")
         return work.conclude()
+
+
+def _values(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if value is not None}
 
 
 def _engine_stage(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,23 +12,28 @@ from calib.fidelity import Fidelity
 from calib.layers import require_layers
 from calib.memory import require_training_memory
 from calib.quantized import QuantizedWeights
+from calib.settings import JUDGES
 from calib.views import split_held_out
 from export.engine import choose_backend, sidecar
 from export.engines import ENGINE_GRAPH, build_engines
 from export.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
+from export.runtime import require_provider
 from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.invert import PROGRESS, plan, settle
-from inversion.machine import choose_device, require_memory
+from inversion.machine import choose_device, require_memory, settle_sums
 from inversion.publish import publish
 from inversion.teacher import Teacher, load_teacher
 from pipeline.display import Advance, Display
 from pipeline.inverting import describe_images, invert_with_bar
+from pipeline.judge import Pictures
 from pipeline.labels import known_labels
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.preprocess import preprocess_steps
-from pipeline.recipe import STAGES, Recipe
+from pipeline.reads import Facts, machine, reads
+from pipeline.recipe import MOST_THREADS, STAGES, Recipe
 from pipeline.report import write_junit, write_report
 from pipeline.runfolder import (
     SHARDS,
@@ -40,13 +45,13 @@ from pipeline.runfolder import (
     product_digest,
 )
 from pipeline.valdata import ValData, judging_pictures
-from pipeline.validation import Files, Reference, fingerprint, validate
+from pipeline.validation import Files, Reference, proof_leaves, validate
 
 if TYPE_CHECKING:
     from calib.qat import Outcome
     from calib.quantize import Quantized
 
-STAGE_VERSIONS = {"invert": 2, "quantize": 5, "export": 2, "engine": 2, "validate": 2}
+STAGE_VERSIONS = {"invert": 3, "quantize": 6, "export": 3, "engine": 3, "validate": 3}
 """Raised when a stage's code starts to give other results from the same inputs."""
 
 LIBRARIES = {
@@ -66,13 +71,22 @@ VERDICTS = ("report.html", "junit.xml")
 
 
 def build(
-    recipe: Recipe, folder: Path, display: Display, device: str = "auto", anew_from: str | None = None
+    recipe: Recipe,
+    folder: Path,
+    display: Display,
+    device: str = "auto",
+    anew_from: str | None = None,
+    stale: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Every stage in one run folder; returns the manifest. What can be refused is refused before any work.
+    """Every stage in one run folder; returns the manifest. What can be refused is refused before any work, and leaves
+    an earlier verdict as it was.
 
     `device` is where inversion runs. The stage `anew_from` and all after it run again, whatever they left there.
+    `stale` are files elsewhere that tell an earlier verdict: they go when work begins.
     """
+    recipe = dataclasses.replace(recipe, threads=settle_sums(recipe.threads or threads_of(folder)))
     choose_device(device)
+    require_provider(recipe.validation.provider)
     if recipe.inversion.trajectories < 2:
         raise InputError(
             f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
@@ -83,10 +97,10 @@ def build(
     require_memory(teacher.model, settle(teacher, recipe.inversion, device), choose_device(device))
     require_layers(teacher.model, recipe.quant_scheme())
     require_training_memory(teacher.model, recipe.training)
-    val_data = real_pictures(recipe, teacher)
+    val_data = real_pictures(recipe, teacher, display)
     with RunFolder(folder, display.log) as run:
         work = Build(recipe, teacher, val_data, backend, run, display)
-        work.begin()
+        work.begin(stale)
         if anew_from:
             work.forget_from(anew_from)
         work.invert(device)
@@ -112,12 +126,22 @@ class Build:
         self.run, self.display, self.folder = run, display, run.path
         self.scheme = recipe.quant_scheme()
         self.digests: dict[str, str] = {}
+        labels = known_labels(teacher, recipe.checkpoint, recipe.class_map)
+        self.facts = Facts(
+            recipe,
+            teacher,
+            tuple(labels) if labels else None,
+            val_data.fingerprint if val_data else None,
+            backend,
+            machine(),
+        )
 
-    def begin(self) -> None:
-        """State what runs; nothing that tells an earlier verdict stays."""
-        self.run.begin(self.recipe.to_dict(), describe_teacher(self.teacher))
-        for name in VERDICTS:
-            (self.folder / name).unlink(missing_ok=True)
+    def begin(self, stale: Sequence[Path] = (), recipe: Recipe | None = None) -> None:
+        """State what runs, as `recipe` where that is not what it runs by; nothing that tells an earlier verdict stays,
+        here or in the files of `stale`."""
+        self.run.begin((recipe or self.recipe).to_dict(), describe_teacher(self.teacher))
+        for path in (*(self.folder / name for name in VERDICTS), *stale):
+            path.unlink(missing_ok=True)
 
     def forget_from(self, stage: str) -> None:
         """Let `stage` and all after it run again, from nothing."""
@@ -143,7 +167,7 @@ class Build:
             outputs = [*paths, *([progress] if progress.exists() else [])]
             return StageResult(outputs, describe_images(self.teacher, paths))
 
-        record = self._stage("invert", work, settings=dataclasses.asdict(job), teacher=self.teacher.sha256)
+        record = self._stage("invert", work)
         for stray in self.run.strays(SHARDS):  # whoever reads the folder would take it for one of the run's
             stray.unlink()
         for sentence in record["metrics"]["warnings"]:
@@ -165,24 +189,21 @@ class Build:
             quantized.weights.save(path)
             return StageResult([path], describe_quantized(quantized))
 
-        parts: tuple[Any, ...] = (self.scheme, recipe.basis, recipe.calibration, recipe.rounding, recipe.training)
-        settings = [dataclasses.asdict(part) for part in parts]
-        record = self._stage("quantize", work, settings=settings, images=self.digests["invert"])
+        record = self._stage("quantize", work)
         for sentence in record["metrics"]["basis"]["left_out"]:
             self.display.say(sentence)
         (self.folder / TRAINING).unlink(missing_ok=True)
 
     def export(self) -> None:
-        labels = known_labels(self.teacher, self.recipe.checkpoint, self.recipe.class_map)
         settings = dataclasses.asdict(self.recipe.export)
 
         def work() -> StageResult:
             with self.display.steps("export", 3) as advance:
                 return StageResult(
-                    export_files(self.teacher, self.quantized(), self.folder, labels, advance, **settings)
+                    export_files(self.teacher, self.quantized(), self.folder, self.facts.labels, advance, **settings)
                 )
 
-        self._stage("export", work, weights=self.digests["quantize"], labels=labels, settings=settings)
+        self._stage("export", work)
 
     def engine(self) -> None:
         job, backend = self.recipe.engine, self.backend
@@ -201,25 +222,28 @@ class Build:
                     advance(len(specs), spec.arch)
             return StageResult(outputs, {"engines": specs})
 
-        settings = dataclasses.asdict(job)
-        record = self._stage("engine", work, settings=settings, backend=backend, model=self.digests["export"])
+        record = self._stage("engine", work)
         self.engines = record["metrics"]["engines"]
 
     def validate(self) -> dict[str, Any]:
-        limits = self.recipe.validation.limits(self.scheme)
+        recipe, limits = self.recipe, self.recipe.validation.limits(self.scheme)
 
         def work() -> StageResult:
-            _, held_out = split_held_out(load_images(self.folder / "images"), self.recipe.calibration.held_out)
-            mosaics, weights = held_out.mosaics(), QuantizedWeights.load(self.quantized())
+            _, held_out = split_held_out(load_images(self.folder / "images"), recipe.calibration.held_out)
+            unseen = recipe.calibration.leaves + JUDGES
+            leaves = proof_leaves(self.teacher, recipe.validation.pictures, recipe.calibration.seed, unseen)
+            synthetic = [Pictures.of("mosaics", held_out.mosaics()), leaves]
+            weights = QuantizedWeights.load(self.quantized())
             reference = Reference(weights, qdq_module(self.teacher.model, weights))
-            total = len(mosaics) + (len(self.val_data) if self.val_data else 0)
+            total = sum(pictures.count for pictures in synthetic) + (len(self.val_data) if self.val_data else 0)
             with self.display.steps("validation", total) as advance:
-                verdict = validate(self.teacher, self.files(), reference, mosaics, self.val_data, limits, advance)
+                verdict = validate(self.teacher, self.files(), reference, synthetic, self.val_data, limits, advance)
             return StageResult([], verdict)
 
-        data = fingerprint(self.recipe.val_data, self.recipe.class_map)
-        settings = {"limits": limits, "provider": self.recipe.validation.provider}
-        return self._stage("validate", work, settings=settings, data=data, engines=self.digests["engine"])["metrics"]
+        verdict: dict[str, Any] = self._stage("validate", work)["metrics"]
+        for sentence in verdict["warnings"]:
+            self.display.warn(sentence)
+        return verdict
 
     def quantized(self) -> Path:
         return self.folder / "quantized.safetensors"
@@ -233,17 +257,30 @@ class Build:
         model, float32 = (self.folder / name for name in ("model.onnx", "model.fp32.onnx"))
         return Files(model, float32, graph if runs else None, engines, provider)
 
-    def _stage(self, name: str, work: Callable[[], StageResult], **inputs: Any) -> dict[str, Any]:
-        libraries = library_versions(LIBRARIES[name])
-        record = self.run.stage(name, {"version": STAGE_VERSIONS[name], "libraries": libraries, **inputs}, work)
+    def _stage(self, name: str, work: Callable[[], StageResult]) -> dict[str, Any]:
+        before = STAGES[STAGES.index(name) - 1] if name != STAGES[0] else None
+        inputs = {
+            "version": STAGE_VERSIONS[name],
+            "libraries": library_versions(LIBRARIES[name]),
+            "reads": reads(name, self.facts),
+            "before": before and self.digests[before],
+        }
+        record = self.run.stage(name, inputs, work)
         self.digests[name] = product_digest(record)
         self.display.stage(record)
         return record
 
 
-def real_pictures(recipe: Recipe, teacher: Teacher) -> ValData | None:
-    """The pictures that judge a run."""
-    return judging_pictures(recipe.teacher, recipe.checkpoint, recipe.val_data, recipe.class_map, teacher)
+def real_pictures(recipe: Recipe, teacher: Teacher, display: Display) -> ValData | None:
+    """The pictures that judge a run, each looked at once."""
+    return judging_pictures(teacher, recipe.checkpoint, recipe.judges, display)
+
+
+def threads_of(folder: Path) -> int:
+    """The number of threads that the run in `folder` began with; 0 where there is none."""
+    recorded = read_manifest(folder / MANIFEST).get("recipe", {})
+    found = recorded.get("threads", 0) if isinstance(recorded, dict) else 0
+    return found if isinstance(found, int) and 0 < found <= MOST_THREADS else 0
 
 
 def describe_quantized(quantized: Quantized) -> dict[str, Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calib.quantized import QuantizedWeights
 from calib.scheme import integer_range
-from export.compare import Comparison, compare
+from export.compare import Comparison
 from export.engine import available, local_arch
 from export.engine_session import EngineSession, open_engine
 from export.engines import ENGINE_GRAPH
@@ -23,18 +21,18 @@ from export.graph import integer_weights
 from export.kernels import engine_kernels, onnxruntime_kernels
 from export.latency import measure_latency, peak_bytes
 from export.parity import LayerParity, layer_parity
-from export.pixels import from_pixels, to_pixels
-from export.runtime import Array, Runtime, open_runtime
+from export.runtime import Runtime, open_runtime
+from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher
 from pipeline.display import Advance
+from pipeline.gates import FLOAT, GRAPH, ONNX, Gate, Limits, at_least, at_most, real_gates, synthetic_gates, warnings
+from pipeline.judge import AT_ONCE, Pictures, against_module, first, judge, mistaken, together
 from pipeline.valdata import ValData
 
-BATCH = 25
 LATENCY_BATCHES = (1, 8)
-PARITY_PICTURES = 2
-ONNX, GRAPH = "onnxruntime", "engine graph"
-
-Limits = Mapping[str, float | None]
+PARITY_PICTURES, MODULE_PICTURES = 2, 100
+"""Synthetic pictures on which single layers, and the whole file, are held against the torch module."""
+LEAVES = "dead leaves"
 
 
 @dataclass(frozen=True)
@@ -57,111 +55,105 @@ class Reference:
     module: nn.Module
 
 
+def proof_leaves(teacher: Teacher, count: int, seed: int, first_number: int) -> Pictures:
+    """`count` dead leaves from number `first_number` on, which nothing has learned from; made as they are asked for."""
+
+    def batches() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, count, AT_ONCE):
+            size = min(AT_ONCE, count - start)
+            yield dead_leaves(teacher.spec, size, seed, first_number + start), torch.zeros(size, dtype=torch.long)
+
+    return Pictures(LEAVES, count, batches)
+
+
+def labelled(val_data: ValData) -> Pictures:
+    """The real pictures."""
+    return Pictures("real", len(val_data), lambda: val_data.batches(AT_ONCE), labelled=True)
+
+
 def validate(
     teacher: Teacher,
     files: Files,
     reference: Reference | None,
-    held_out: Tensor,
+    synthetic: Sequence[Pictures],
     val_data: ValData | None,
     limits: Limits,
     advance: Advance,
 ) -> dict[str, Any]:
     """The `validation` part of a manifest.
 
-    `held_out` [M, C, H, W] are synthetic pictures that neither calibration nor training has seen. Without `reference`
-    nothing is said of single layers.
+    `synthetic` are pictures that neither calibration nor training has seen, kind by kind. The quantized and the float
+    file, the engines' graph and the engines that run here all answer for every picture. Without `reference` nothing is
+    said of single layers.
     """
+    done = 0
     with ExitStack() as stack:
-        runtimes: dict[str, Runtime] = {ONNX: stack.enter_context(open_runtime(files.quantized, files.provider))}
+        onnx = stack.enter_context(open_runtime(files.quantized, files.provider))
+        runtimes: dict[str, Runtime] = {ONNX: onnx, FLOAT: stack.enter_context(open_runtime(files.float32))}
+        if files.engine_graph:
+            runtimes[GRAPH] = stack.enter_context(open_runtime(files.engine_graph))
         executed = {path: stack.enter_context(open_engine(path)) for path, spec in files.engines if _is_here(spec)}
         runtimes |= {path.name: engine for path, engine in executed.items()}
-        about = {"version": runtimes[ONNX].version, "provider": runtimes[ONNX].provider, "executed": True}
-        blank = torch.zeros(len(held_out), dtype=torch.long)
-        graph = {GRAPH: stack.enter_context(open_runtime(files.engine_graph))} if files.engine_graph else {}
-        synthetic = _judge(teacher, runtimes | graph, reference, [(held_out, blank)], 0, advance)
-        real = None
-        if val_data:
-            real = _judge(teacher, runtimes, None, val_data.batches(BATCH), len(held_out), advance, labelled=True)
-        engines = [_describe_engine(path, spec, executed.get(path), synthetic, real) for path, spec in files.engines]
-    speed = _speed(files)
+        about = {"version": onnx.version, "provider": onnx.provider, "executed": True}
+        answers = []
+
+        def on_picture(now: int) -> None:
+            advance(done + now, "")
+
+        for pictures in (*synthetic, *([labelled(val_data)] if val_data else [])):
+            answers.append(judge(teacher, runtimes, pictures, on_picture))
+            done += pictures.count
+        found = [each.comparisons() for each in answers]
+        real = found.pop() if val_data else None
+        kinds = {pictures.kind: one for pictures, one in zip(synthetic, found, strict=True)}
+        whole = together(answers[: len(synthetic)]).comparisons()
+        parity = layers = None
+        if reference:
+            parity = against_module(onnx, reference.module, teacher, first(synthetic, MODULE_PICTURES))
+            shown = torch.cat(list(first(synthetic, PARITY_PICTURES)))
+            layers = layer_parity(files.quantized, reference.module, shown)
+        engines = [_describe_engine(path, spec, executed.get(path), whole, real) for path, spec in files.engines]
+        speed = _speed(files, onnx.batches[1])
     kernels = onnxruntime_kernels(files.quantized, files.provider)
-    layers = layer_parity(files.quantized, reference.module, held_out[:PARITY_PICTURES]) if reference else []
     gates = [
-        *(_layer_gates(files.quantized, reference.weights, layers) if reference else []),
-        *_fidelity_gates(synthetic, real, limits),
-        _at_least("integer_coverage", kernels.share, limits["min_integer_coverage"]),
+        *(_layer_gates(files.quantized, reference.weights, layers) if reference and layers else []),
+        *synthetic_gates(whole, limits),
+        *([at_most("onnx_against_torch_kl", parity.kl_interval[1], limits["max_kl"])] if parity else []),
+        *(real_gates(real, limits) if real else []),
+        at_least("integer_coverage", kernels.share, limits["min_integer_coverage"]),
         *(
-            _at_least(f"integer_coverage_{engine['arch']}", engine["kernels"]["share"], limits["min_integer_coverage"])
+            at_least(f"integer_coverage_{engine['arch']}", engine["kernels"]["share"], limits["min_integer_coverage"])
             for engine in engines
         ),
-        *(_at_most("latency_ratio", row["ratio"], limits["max_latency_ratio"]) for row in speed["latency"]),
+        *(at_most("latency_ratio", row["ratio"], limits["max_latency_ratio"]) for row in speed["latency"]),
     ]
     gates = [gate for gate in gates if gate["limit"] is not None]
-    parity = synthetic.get("torch")
+    of_onnx = {kind: one[ONNX] for kind, one in kinds.items()}
     return {
         "passed": all(gate["passed"] for gate in gates),
         "gates": gates,
-        "synthetic": synthetic[ONNX].to_dict(),
+        "warnings": [
+            *(val_data.left_out if val_data else ()),
+            *warnings(of_onnx, real[ONNX] if real else None, whole[ONNX].n),
+            *(mistaken(answers[-1]) if val_data else ()),
+        ],
+        "synthetic": _by_kind(whole, kinds, ONNX),
         "real": real[ONNX].to_dict() if real else None,
         "runtimes": {ONNX: {**about, **speed, "kernels": kernels.to_dict()}, "tensorrt": engines or None},
-        "engine_graph": synthetic[GRAPH].to_dict() if GRAPH in synthetic else None,
+        "float": {"synthetic": _by_kind(whole, kinds, FLOAT), "real": real[FLOAT].to_dict() if real else None},
+        "engine_graph": {"synthetic": _by_kind(whole, kinds, GRAPH), "real": real[GRAPH].to_dict() if real else None}
+        if files.engine_graph
+        else None,
         "onnx_against_torch": parity.to_dict() if parity else None,
         "layers": _describe_layers(layers) if layers else None,
     }
 
 
-def fingerprint(val_data: str | None, class_map: str | None) -> list[Any]:
-    """Changes when the pictures do: paths, sizes and times of the files."""
-    files: list[Any] = []
-    for given in (val_data, class_map):
-        root = Path(given) if given else None
-        found = [] if root is None else sorted(root.rglob("*")) if root.is_dir() else [root]
-        digest = hashlib.sha256()
-        for path in found:
-            if path.is_file():
-                stat = path.stat()
-                digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        files.append([given, digest.hexdigest()])
-    return files
-
-
-@torch.inference_mode()
-def _judge(
-    teacher: Teacher,
-    runtimes: Mapping[str, Runtime],
-    reference: Reference | None,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    done: int,
-    advance: Advance,
-    labelled: bool = False,
-) -> dict[str, Comparison]:
-    """Each runtime against the teacher, by name; as `torch`, ONNX Runtime against the reference module."""
-    answers: dict[str, list[Array]] = {name: [] for name in ("teacher", "torch", *runtimes)}
-    labels = []
-    for images, target in batches:
-        for name, runtime in runtimes.items():
-            shown, feeds = _feeds(runtime, images, teacher)
-            answers[name].append(runtime.run(feeds)["logits"])
-        # all files of a run take the same kind of input
-        answers["teacher"].append(teacher.model(shown.to(teacher.device)).float().cpu().numpy())
-        if reference:
-            answers["torch"].append(reference.module(shown).numpy())
-        labels.append(target.numpy())
-        done += len(target)
-        advance(done, "")
-    logits = {name: np.concatenate(parts) for name, parts in answers.items() if parts}
-    known = np.concatenate(labels) if labelled else None
-    found = {name: compare(logits["teacher"], logits[name], known) for name in runtimes}
-    return found | ({"torch": compare(logits["torch"], logits[ONNX])} if reference else {})
-
-
-def _feeds(runtime: Runtime, images: Tensor, teacher: Teacher) -> tuple[Tensor, dict[str, Array]]:
-    """What the teacher is to see, and what the runtime is given: a model that takes bytes sees rounded pixels."""
-    ((name, dtype),) = runtime.dtypes.items()
-    if dtype == np.uint8:
-        pixels = to_pixels(images, teacher.spec)
-        return from_pixels(pixels, teacher.spec), {name: pixels.numpy()}
-    return images, {name: images.numpy()}
+def _by_kind(
+    whole: Mapping[str, Comparison], kinds: Mapping[str, Mapping[str, Comparison]], name: str
+) -> dict[str, Any]:
+    """A model on all synthetic pictures together, and on each kind by itself."""
+    return {**whole[name].to_dict(), "kinds": {kind: one[name].to_dict() for kind, one in kinds.items()}}
 
 
 def _is_here(spec: Mapping[str, Any]) -> bool:
@@ -185,28 +177,12 @@ def _describe_engine(
     return {**spec, "executed": True, "kernels": kernels.to_dict(), **verdict}
 
 
-def _layer_gates(path: Path, weights: QuantizedWeights, layers: Sequence[LayerParity]) -> list[dict[str, Any]]:
+def _layer_gates(path: Path, weights: QuantizedWeights, layers: Sequence[LayerParity]) -> list[Gate]:
     exact = sum(layer.exact for layer in layers)
     return [
-        _at_least("integer_layers", _fitting_layers(path, weights), len(weights.layers)),
-        _at_least("exact_layers", exact, len(layers)),
+        at_least("integer_layers", _fitting_layers(path, weights), len(weights.layers)),
+        at_least("exact_layers", exact, len(layers)),
     ]
-
-
-def _fidelity_gates(
-    synthetic: Mapping[str, Comparison], real: Mapping[str, Comparison] | None, limits: Limits
-) -> list[dict[str, Any]]:
-    names = {"torch": "onnx_against_torch_kl", ONNX: "synthetic_kl", GRAPH: "engine_graph_kl"}
-    gates = [
-        _at_most(names.get(name, f"synthetic_kl_{name}"), found.kl, limits["max_kl"])
-        for name, found in synthetic.items()
-    ]
-    for name, found in (real or {}).items():
-        suffix = "" if name == ONNX else f"_{name}"
-        assert found.top1_drop is not None  # labels were given
-        gates.append(_at_least(f"real_agreement{suffix}", found.agreement, limits["min_agreement"]))
-        gates.append(_at_most(f"real_top1_drop{suffix}", 100 * found.top1_drop, limits["max_drop"]))
-    return gates
 
 
 def _fitting_layers(path: Path, weights: QuantizedWeights) -> int:
@@ -231,22 +207,15 @@ def _describe_layers(layers: Sequence[LayerParity]) -> dict[str, Any]:
     }
 
 
-def _at_least(name: str, value: float, limit: float | None) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "passed": limit is None or value >= limit}
-
-
-def _at_most(name: str, value: float, limit: float | None) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "passed": limit is None or value <= limit}
-
-
-def _speed(files: Files) -> dict[str, Any]:
-    """Size, peak memory and latency; the two models are timed in turn, at each of `LATENCY_BATCHES`."""
+def _speed(files: Files, only: int | None) -> dict[str, Any]:
+    """Size, peak memory and latency; the two models are timed in turn, at each of `LATENCY_BATCHES` or, of a model that
+    takes no other, at batch `only`."""
     models = {"float": files.float32, "quantized": files.quantized}
     rows: dict[str, dict[str, Any]] = {
         name: {"bytes": path.stat().st_size, "peak_bytes": peak_bytes(path)} for name, path in models.items()
     }
     latency = []
-    for batch in LATENCY_BATCHES:
+    for batch in (only,) if only else LATENCY_BATCHES:
         found = measure_latency(models, batch, provider=files.provider)
         times = {name: {"median_ms": one.median_ms, "p95_ms": one.p95_ms} for name, one in found.items()}
         ratio = times["quantized"]["median_ms"] / times["float"]["median_ms"]

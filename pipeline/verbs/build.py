@@ -15,11 +15,14 @@ from pipeline.verbs.options import (
     ClassMap,
     Device,
     Effort,
+    ImageColumn,
+    LabelColumn,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
     Teacher,
+    Threads,
     Uint8Input,
     ValData,
     Verbose,
@@ -38,9 +41,12 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/TEACHER-BITS-EFFORT by default.")] = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     arch: Arch = None,
     uint8_input: Uint8Input = None,
     seed: Seed = None,
+    threads: Threads = None,
     junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
@@ -59,7 +65,8 @@ def build(
 
     flags: dict[str, Any] = {
         "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "effort": effort, "seed": seed,
-        "val_data": text_of(val_data), "class_map": text_of(class_map),
+        "val_data": text_of(val_data), "class_map": text_of(class_map), "threads": threads,
+        "image_column": image_column, "label_column": label_column,
     }  # fmt: skip
     if arch is not None:
         flags["engine"] = {"arch": parse_archs(arch)}
@@ -75,7 +82,8 @@ def build(
     from pipeline.stages import build as build_run
 
     display = Display(quiet, verbose)
-    manifest = build_run(chosen, folder, display, device, STAGES[0] if force else anew_from)
+    stale = [junit] if junit else []
+    manifest = build_run(chosen, folder, display, device, STAGES[0] if force else anew_from, stale)
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)

@@ -20,7 +20,10 @@ BitsNeeded = Annotated[str, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of w
 Effort = Annotated[str | None, typer.Option(help="quick, standard or paper.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="One value, as in inversion.iterations=500.")]
-ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or a Parquet file.")]
+ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or Parquet files.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: image or img by default.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: label or labels by default.")]
+Threads = Annotated[int | None, typer.Option(help="Of the CPU: same number, same bytes; torch's own by default.")]
 ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
 Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
@@ -36,20 +39,19 @@ def parse_archs(text: str) -> tuple[str, ...]:
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """`1,8,32` -> (1, 8, 32)."""
+    """`1,8,32` -> (1, 8, 32); `4` -> (4, 4, 4)."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise InputError(f"--batch {text!r} is no profile: give smallest, optimal and largest, as in 1,8,32.")
-    batches = tuple(map(int, parts))
+        raise InputError(f"--batch {text!r} is no profile: give one batch, or smallest, optimal and largest (1,8,32).")
+    batches = tuple(map(int, parts)) * (3 if len(parts) == 1 else 1)
     require_batches(batches)
     return batches
 
 
 def require_place(path: Path, flag: str) -> None:
-    """Refuse at once a path that could not be written in the end; what an earlier command left there goes."""
+    """Refuse at once a path that could not be written in the end."""
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{flag} {str(path)!r} is no file in a folder that exists: give another path.")
-    path.unlink(missing_ok=True)
 
 
 def text_of(path: Path | None) -> str | None:

@@ -14,6 +14,8 @@ from pipeline.verbs.options import (
     Checkpoint,
     ClassMap,
     Device,
+    ImageColumn,
+    LabelColumn,
     Overrides,
     Quiet,
     RecipeFile,
@@ -37,6 +39,8 @@ def sensitivity(
     checkpoint: Checkpoint = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -49,6 +53,7 @@ def sensitivity(
     from pipeline.recipe import make_recipe
 
     flags = {"teacher": teacher, "bits": bits, "val_data": text_of(val_data), "class_map": text_of(class_map)}
+    flags |= {"image_column": image_column, "label_column": label_column}
     chosen = make_recipe({**flags, "checkpoint": text_of(checkpoint)}, recipe, overrides or ())
 
     from inversion.teacher import load_teacher
@@ -57,7 +62,7 @@ def sensitivity(
     from pipeline.stages import real_pictures
 
     display, loaded = Display(quiet), load_teacher(teacher, checkpoint)
-    pictures = real_pictures(chosen, loaded)
+    pictures = real_pictures(chosen, loaded, display)
     results = layers.sensitivity(loaded, images, chosen.quant_scheme(), max_drop, pictures, out, display)
     display.table(layers.layers_table(results))
     if results["mixed"]:
@@ -85,6 +90,8 @@ def distill(
     epochs: Annotated[int, typer.Option(help="Of the images in --images.")] = 1,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     checks: Annotated[int, typer.Option(help="How often the learning curve is measured.")] = 10,
     seed: Seed = 0,
     device: Device = "auto",
@@ -115,6 +122,7 @@ def distill(
     from inversion.teacher import load_teacher
     from pipeline import distillation
     from pipeline.display import Display
+    from pipeline.recipe import PictureSource
     from pipeline.valdata import judging_pictures
 
     loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
@@ -127,9 +135,11 @@ def distill(
         if images
         else distillation.Source(inversion, keep_images)
     )
-    pictures = judging_pictures(teacher, checkpoint, text_of(val_data), text_of(class_map), loaded)
+    source_of_pictures = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
+    display = Display(quiet)
+    pictures = judging_pictures(loaded, checkpoint, source_of_pictures, display)
     job = distillation.Job(loaded, learner, source, settings, pictures, checks)
-    result = distillation.distill(job, out, Display(quiet), device)
+    result = distillation.distill(job, out, display, device)
     typer.echo(distillation.in_words(result, out))
 
 
@@ -146,6 +156,8 @@ def reproduce(
     student_size: Annotated[int | None, typer.Option(help="Side of its pictures; the teacher's by default.")] = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     device: Device = "auto",
     sizes: Annotated[list[str] | None, typer.Option("--set", help="A size of the scale, as in iterations=500.")] = None,
     quiet: Quiet = False,
@@ -159,13 +171,15 @@ def reproduce(
     from inversion.machine import choose_device
     from inversion.teacher import load_teacher
     from pipeline.display import Display
+    from pipeline.recipe import PictureSource
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
     from pipeline.valdata import judging_pictures
 
     experiment, display = find_experiment(name), Display(quiet)
     loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
-    pictures = judging_pictures(teacher, checkpoint, text_of(val_data), text_of(class_map), loaded)
+    source = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
+    pictures = judging_pictures(loaded, checkpoint, source, display)
 
     def fresh(seed: int) -> Any:
         return load_student(student, loaded, student_checkpoint, student_size, fresh_head=True, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +18,15 @@ from pipeline.verbs.options import (
     ClassMap,
     Device,
     Effort,
+    ImageColumn,
+    LabelColumn,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
     Teacher,
     TeacherNeeded,
+    Threads,
     Uint8Input,
     ValData,
     parse_archs,
@@ -45,6 +49,7 @@ def invert(
     tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
     checkpoint: Checkpoint = None,
     seed: Seed = 0,
+    threads: Threads = None,
     device: Device = "auto",
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -65,11 +70,13 @@ def invert(
     )  # fmt: skip
 
     from inversion.invert import plan
+    from inversion.machine import settle_sums
     from inversion.teacher import load_teacher
     from pipeline.display import Display
     from pipeline.inverting import describe_images, invert_with_bar
     from pipeline.runfolder import hold
 
+    settle_sums(threads or 0)
     loaded, display = load_teacher(teacher, checkpoint), Display(quiet)
     plan(loaded, job)
     with hold(out):
@@ -121,7 +128,7 @@ def engine(
     arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
     precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32 beside the integers.")] = PRECISION,
-    batch: Annotated[str, typer.Option(help="Smallest, optimal and largest batch.")] = "1,8,32",
+    batch: Annotated[str, typer.Option(help="Smallest, optimal and largest batch, or one for all three.")] = "1,8,32",
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
     from export.engine import choose_backend
@@ -148,6 +155,9 @@ def validate(
     bits: Bits = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    keep: Annotated[bool, typer.Option("--keep", help="These pictures and gates become the run's own.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     junit: Annotated[Path | None, typer.Option(help="The gates as JUnit XML; a run folder has its own too.")] = None,
     overrides: Overrides = None,
@@ -155,12 +165,16 @@ def validate(
 ) -> None:
     """Judge a run again, or an ONNX file against its teacher.
 
-    On other pictures, with other gates; the exit code is 1 when a gate fails. --bits chooses the default gates of an
-    ONNX file, w8a8 where it is left out.
+    On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
+    --bits chooses the default gates of an ONNX file, w8a8 where it is left out.
     """
     for path, flag in ((json, "--json"), (junit, "--junit")):
         if path:
             require_place(path, flag)
+    if not target.exists():
+        raise InputError(f"{str(target)!r} does not exist: give a run folder, or a model.onnx with its --teacher.")
+    if target.is_file() and keep:
+        raise InputError(f"--keep writes into a run folder, {str(target)!r} is a file: leave it out.")
     if target.is_file() and teacher is None:
         raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
     if not target.is_file():
@@ -171,18 +185,18 @@ def validate(
             raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
     from pipeline.display import Display
+    from pipeline.recipe import PictureSource, make_recipe
     from pipeline.report import write_junit
     from pipeline.single import validate_file, validate_run
 
     display = Display(quiet)
+    stale = [path for path in (json, junit) if path]
+    source = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
     if target.is_file():
-        from pipeline.recipe import make_recipe
-
-        flags = {"teacher": teacher, "checkpoint": text_of(checkpoint), "bits": bits or "w8a8"}
-        flags |= {"val_data": text_of(val_data), "class_map": text_of(class_map)}
-        manifest = validate_file(make_recipe(flags, None, overrides or ()), target, display)
+        flags = {"teacher": teacher, "checkpoint": text_of(checkpoint), "bits": bits or "w8a8", **asdict(source)}
+        manifest = validate_file(make_recipe(flags, None, overrides or ()), target, display, stale)
     else:
-        manifest = validate_run(target, text_of(val_data), text_of(class_map), overrides or (), display)
+        manifest = validate_run(target, source, overrides or (), display, keep, stale)
     if json:
         json.write_text(dumps(manifest["validation"], indent=2) + "\n")
     if junit:

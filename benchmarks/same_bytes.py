@@ -1,0 +1,92 @@
+"""Does one command give the same bytes every time, beside a busy neighbour, with each number of threads?
+
+    python benchmarks/same_bytes.py --runs 30 --threads 1,2 --json F
+
+A run inverts the built-in teacher, quantizes to w4a8 with some training, and exports, in a process of its own; the
+neighbour multiplies matrices on all cores for random stretches of time. Files are compared by their sha256. About
+half a minute a run on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+
+from image_quality import add_json_argument, save
+
+OVERRIDES = (
+    "inversion.iterations=100", "inversion.images=96", "training.updates=30", "basis.updates=100",
+    "validation.pictures=2",
+)  # fmt: skip
+FILES = ("images/shard-*.safetensors", "quantized.safetensors", "model*.onnx")
+NEIGHBOUR = """
+import random, time, numpy as np
+a = np.random.default_rng(0).standard_normal((700, 700))
+while True:
+    until = time.time() + random.uniform(0.05, 1.0)
+    while time.time() < until:
+        a @ a
+    time.sleep(random.uniform(0.0, 0.5))
+"""
+RUN = """
+import hashlib, json, sys
+from pathlib import Path
+from pipeline.display import Display
+from pipeline.recipe import make_recipe
+from pipeline.stages import build
+threads, folder, overrides, files = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
+flags = {"teacher": "digits_vit", "bits": "w4a8", "effort": "quick", "engine": {"arch": ()}, "threads": threads}
+build(make_recipe(flags, None, overrides), folder, Display(quiet=True))
+found = sorted(path for pattern in files for path in folder.glob(pattern))
+print(json.dumps({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--threads", default="1,2")
+    add_json_argument(parser)
+    args = parser.parse_args()
+    neighbour = subprocess.Popen([sys.executable, "-c", NEIGHBOUR])
+    try:
+        rows = [measure(int(threads), args.runs) for threads in args.threads.split(",")]
+    finally:
+        neighbour.kill()
+    save("same_bytes", {"overrides": list(OVERRIDES), "rows": rows}, args.json)
+
+
+def measure(threads: int, runs: int) -> dict[str, object]:
+    """How many different contents each file had."""
+    contents: dict[str, Counter[str]] = {}
+    started = time.perf_counter()
+    for number in range(runs):
+        for name, sha256 in one(threads).items():
+            contents.setdefault(name, Counter())[sha256] += 1
+        differing = [name for name, counts in contents.items() if len(counts) > 1]
+        print(f"{threads} threads, run {number + 1}: {differing or 'all files equal'}", flush=True)
+    return {
+        "threads": threads,
+        "runs": runs,
+        "seconds_a_run": round((time.perf_counter() - started) / runs, 1),
+        "different_contents": {name: len(counts) for name, counts in sorted(contents.items())},
+        "sha256": {name: counts.most_common(1)[0][0][:16] for name, counts in sorted(contents.items())},
+    }
+
+
+def one(threads: int) -> dict[str, str]:
+    """sha256 by name of what one run made."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", RUN, str(threads), folder, ",".join(OVERRIDES), ",".join(FILES)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
