@@ -2,9 +2,8 @@
 
     python benchmarks/same_bytes.py --runs 30 --threads 1,2 --json F
 
-A run inverts the built-in teacher, quantizes to w4a8 with some training, and exports, in a process of its own; the
-neighbour multiplies matrices on all cores for random stretches of time. Files are compared by their sha256. About
-half a minute a run on two cores.
+A run inverts the built-in teacher, quantizes to w4a8 with some training, and exports; each process makes a few. The
+neighbour multiplies matrices on all cores for random stretches of time. Files are compared by their sha256.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from collections import Counter
 from image_quality import add_json_argument, save
 
 OVERRIDES = (
-    "inversion.iterations=100", "inversion.images=96", "training.updates=30", "basis.updates=100",
-    "validation.pictures=2",
+    "inversion.iterations=60", "inversion.images=64", "training.updates=20", "basis.updates=60",
+    "calibration.leaves=48",
 )  # fmt: skip
+RUNS_A_PROCESS = 5
 FILES = ("images/shard-*.safetensors", "quantized.safetensors", "model*.onnx")
 NEIGHBOUR = """
 import random, time, numpy as np
@@ -36,14 +36,24 @@ while True:
 RUN = """
 import hashlib, json, sys
 from pathlib import Path
+from inversion.machine import settle_sums
+from inversion.teacher import load_teacher
 from pipeline.display import Display
 from pipeline.recipe import make_recipe
-from pipeline.stages import build
+from pipeline.runfolder import RunFolder
+from pipeline.stages import Build
 threads, folder, overrides, files = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
-flags = {"teacher": "digits_vit", "bits": "w4a8", "effort": "quick", "engine": {"arch": ()}, "threads": threads}
-build(make_recipe(flags, None, overrides), folder, Display(quiet=True))
-found = sorted(path for pattern in files for path in folder.glob(pattern))
-print(json.dumps({str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}))
+flags = {"teacher": "digits_vit", "bits": "w4a8", "effort": "quick", "threads": settle_sums(threads)}
+for number in range(int(sys.argv[5])):
+    with RunFolder(folder / str(number)) as run:
+        recipe = make_recipe(flags, None, overrides)
+        work = Build(recipe, load_teacher("digits_vit"), None, None, run, Display(quiet=True))
+        work.begin()
+        work.invert("cpu")
+        work.quantize()
+        work.export()
+    found = sorted(path for pattern in files for path in run.path.glob(pattern))
+    print(json.dumps({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}))
 """
 
 
@@ -65,11 +75,12 @@ def measure(threads: int, runs: int) -> dict[str, object]:
     """How many different contents each file had."""
     contents: dict[str, Counter[str]] = {}
     started = time.perf_counter()
-    for number in range(runs):
-        for name, sha256 in one(threads).items():
-            contents.setdefault(name, Counter())[sha256] += 1
+    for start in range(0, runs, RUNS_A_PROCESS):
+        for found in process(threads, min(RUNS_A_PROCESS, runs - start)):
+            for name, sha256 in found.items():
+                contents.setdefault(name, Counter())[sha256] += 1
         differing = [name for name, counts in contents.items() if len(counts) > 1]
-        print(f"{threads} threads, run {number + 1}: {differing or 'all files equal'}", flush=True)
+        print(f"{threads} threads, from run {start + 1} on: {differing or 'all files equal'}", flush=True)
     return {
         "threads": threads,
         "runs": runs,
@@ -79,13 +90,12 @@ def measure(threads: int, runs: int) -> dict[str, object]:
     }
 
 
-def one(threads: int) -> dict[str, str]:
-    """sha256 by name of what one run made."""
+def process(threads: int, runs: int) -> list[dict[str, str]]:
+    """sha256 by name of what each of `runs` made."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", RUN, str(threads), folder, ",".join(OVERRIDES), ",".join(FILES)]
+        command = [sys.executable, "-c", RUN, str(threads), folder, ",".join(OVERRIDES), ",".join(FILES), str(runs)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 if __name__ == "__main__":

@@ -155,12 +155,12 @@ def judging_pictures(
         with display.steps("pictures", len(data)) as advance:
             data.check(lambda done: advance(done, ""))
         return data
-    for flag, value in (
-        ("--class-map", chosen.class_map), ("--image-column", chosen.image_column),
-        ("--label-column", chosen.label_column),
+    for what, value in (
+        ("class map", chosen.class_map), ("image column", chosen.image_column),
+        ("label column", chosen.label_column),
     ):  # fmt: skip
         if value is not None:
-            raise InputError(f"{flag} {value!r} needs pictures: add --val-data.")
+            raise InputError(f"{what} {value!r} needs pictures: add --val-data.")
     return digits_held_out(teacher.spec) if teacher.name == DIGITS_VIT and not checkpoint else None
 
 

@@ -32,7 +32,7 @@ from pipeline.valdata import ValData
 LATENCY_BATCHES = (1, 8)
 PARITY_PICTURES, MODULE_PICTURES = 2, 100
 """Synthetic pictures on which single layers, and the whole file, are held against the torch module."""
-LEAVES = "dead leaves"
+LEAVES = "leaves"
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,15 @@ def test_only_the_batch_may_vary(tmp_path: Path) -> None:
         build_engine(tmp_path / "m.onnx", tmp_path / "e.plan", "sm89", "tensorrt_rtx")
 
 
+def test_one_batch_of_a_graph_that_leaves_it_open_is_in_the_commands(quantized: Make, tmp_path: Path) -> None:
+    """A profile of one batch still is a profile: without shapes the builder elsewhere would take batch 1."""
+    spec = build_engine(quantized("w8a8").path, tmp_path / "e.plan", "sm89", "tensorrt_rtx", (4, 4, 4))
+    for which in ("min", "opt", "max"):
+        assert f" --{which}Shapes=input:4x1x32x32 " in spec.build_command
+    assert spec.time_command.endswith(" --shapes=input:4x1x32x32")
+    assert spec.inputs[0].min == spec.inputs[0].max == (4, 1, 32, 32)
+
+
 def test_fixed_batch_needs_no_profile(tmp_path: Path) -> None:
     """A graph with a fixed batch builds, and its spec gives that batch three times."""
     write_model(tmp_path / "m.onnx", "Relu", [4, 8])

@@ -111,3 +111,14 @@ def test_the_file_is_the_same_every_time(quantized: Make, tmp_path: Path) -> Non
     for name in ("a", "b"):
         write_engine_graph(quantized("w8a8").path, tmp_path / f"{name}.onnx", "float16")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+def test_an_engine_graph_is_taken_as_it_is(quantized: Make, precision: str, tmp_path: Path) -> None:
+    """Written again it is the same file; in another precision it is refused, as narrow numbers do not widen."""
+    write_engine_graph(quantized("w8a8").path, tmp_path / "a.onnx", precision)
+    write_engine_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", precision)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    other = "float32" if precision == "float16" else "float16"
+    with pytest.raises(InputError, match=f"is an engine's graph in {precision} already: give the model.onnx"):
+        write_engine_graph(tmp_path / "a.onnx", tmp_path / "c.onnx", other)

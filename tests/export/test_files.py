@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import quantize_dynamic
 
 from export.files import read_onnx, require_own_data, write_onnx
+from export.kernels import require_quantized
 from export.runtime import open_runtime
 from inversion.errors import InputError
 
@@ -88,3 +90,21 @@ def test_a_node_that_lacks_an_end_is_named(float_path: Path, tmp_path: Path, kin
         InputError, match=rf"is broken: its node '.*' \({kind}\) lacks an input or output; make it again"
     ):
         read_onnx(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["float", "w8a8"])
+def test_constants_are_typed_once(name: str, quantized, float_path: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A second type would be left behind by a tool that transposes one: ONNX Runtime's own quantizer does so."""
+    path = float_path if name == "float" else quantized(name).path
+    graph = onnx.load(path).graph
+    assert not {tensor.name for tensor in graph.initializer} & {value.name for value in graph.value_info}
+    quantize_dynamic(path, tmp_path / "dynamic.onnx")
+    with open_runtime(tmp_path / "dynamic.onnx") as runtime:
+        assert runtime.run({"input": np.zeros((2, 1, 32, 32), np.float32)})["logits"].shape == (2, 10)
+
+
+def test_integer_operators_are_called_what_they_are(float_path: Path, tmp_path: Path) -> None:
+    """A file that ONNX Runtime quantized is no float model, and not the form that is taken here."""
+    quantize_dynamic(float_path, tmp_path / "dynamic.onnx")
+    with pytest.raises(InputError, match=r"is quantized, but by integer operators \((MatMulInteger|DynamicQ\w+)\)"):
+        require_quantized(tmp_path / "dynamic.onnx")

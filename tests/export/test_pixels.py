@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from conftest import SPEC, small_vit
 
+from export.compare import compare
+from export.engines import ENGINE_GRAPH, build_engines
 from export.graph import export_float, export_quantized
 from export.pixels import from_pixels, to_pixels
 from export.qdq import qdq_module
@@ -49,6 +52,25 @@ def test_a_graph_of_bytes_is_the_graph_of_floats(quantized, tmp_path: Path) -> N
     ours, theirs = ({tensor.name for tensor in onnx.load(path).graph.initializer} for path in
                     (tmp_path / "m.onnx", made.path))  # fmt: skip
     assert theirs <= ours
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
+def test_an_engine_is_built_from_a_graph_of_bytes(quantized, bits: str, precision: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """TensorRT takes bytes; its graph answers as the model of floats does, and the engine's input is uint8."""
+    made = quantized(bits)
+    export_quantized(qdq_module(made.model, made.weights), SPEC, tmp_path / "m.onnx", {}, uint8_input=True)
+    ((_, engine),) = build_engines(tmp_path / "m.onnx", tmp_path, ["sm89"], "tensorrt_rtx", precision, (1, 2, 4))
+    (given,) = engine.inputs
+    assert (given.dtype, given.min, given.max) == ("uint8", (1, 32, 32, 1), (4, 32, 32, 1))
+    assert engine.kernels["share"] == 1
+    if precision == "bfloat16":  # ONNX Runtime's CPU kernels know none
+        return
+    pixels = to_pixels(made.images, SPEC)
+    with open_runtime(tmp_path / ENGINE_GRAPH) as runtime, open_runtime(made.path) as floats:
+        found = runtime.run({"input": pixels.numpy()})["logits"]
+        wanted = floats.run({"input": from_pixels(pixels, SPEC).numpy()})["logits"]
+    assert compare(wanted, found).kl < (1e-2 if precision == "float16" else 1e-5)
 
 
 def test_the_float_model_takes_bytes_too(float_path: Path, tmp_path: Path) -> None:

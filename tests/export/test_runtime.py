@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Quantized
 
-from export.runtime import open_runtime
+from export.runtime import Runtime, answer, open_runtime, require_provider
 from inversion.errors import InputError, MachineError
 
 Make = Callable[[str], Quantized]
@@ -70,3 +70,46 @@ def test_provider_that_falls_back_is_refused(quantized: Make, capfd: pytest.Capt
     with pytest.raises(MachineError, match="'cuda'"):
         open_runtime(quantized("w8a8").path, "cuda").__enter__()
     assert capfd.readouterr() == ("", "")
+
+
+class Taking(Runtime):
+    """A model that takes some batches only, and answers with the first pixel of each picture."""
+
+    def __init__(self, smallest: int, largest: int | None, outputs: tuple[str, ...] = ("output",)) -> None:
+        self.provider, self.version, self.outputs = "some", "1", outputs
+        self.inputs, self.dtypes = {"pixels": (None, 3)}, {"pixels": np.dtype(np.float32)}
+        self.batches, self.seen = (smallest, largest), []
+
+    def run(self, feeds):  # type: ignore[no-untyped-def]
+        self.seen.append(len(feeds["pixels"]))
+        assert self.batches[0] <= self.seen[-1] <= (self.batches[1] or 99)
+        return dict.fromkeys(self.outputs, feeds["pixels"][:, :1])
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "seen"), [(1, None, [7]), (1, 3, [3, 3, 1]), (4, 4, [4, 4]), (2, 6, [6, 2]), (9, None, [9])]
+)
+def test_a_model_is_given_batches_that_it_takes(smallest: int, largest: int | None, seen: list[int]) -> None:
+    """Parts of its largest, the last one filled up to its smallest; the answers are of the pictures alone."""
+    images = np.arange(21, dtype=np.float32).reshape(7, 3)
+    runtime = Taking(smallest, largest)
+    np.testing.assert_array_equal(answer(runtime, images), images[:, :1])
+    assert runtime.seen == seen
+
+
+def test_an_output_may_have_any_name_where_it_is_clear() -> None:
+    """One output, or one of several that is called logits; else they are named."""
+    images = np.zeros((2, 3), np.float32)
+    assert answer(Taking(1, None, ("features", "logits")), images).shape == (2, 1)
+    with pytest.raises(InputError, match="has the outputs a, b: give one with a single picture input, and one output"):
+        answer(Taking(1, None, ("a", "b")), images)
+
+
+def test_a_provider_is_asked_for_before_work() -> None:
+    """An unknown one is the command's fault, a missing one the machine's."""
+    require_provider("cpu")
+    with pytest.raises(InputError, match="unknown provider 'gpu': take one of cpu, cuda"):
+        require_provider("gpu")
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(MachineError, match="has no provider 'tensorrt'"):
+            require_provider("tensorrt")

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 from safetensors.numpy import load_file
 from shell import run
 
@@ -23,7 +24,8 @@ from pipeline.runfolder import RunFolder
 
 TINY = (
     "--quiet --set inversion.images=32 --set inversion.iterations=24 --set inversion.batch=16 "
-    "--set training.updates=4 --set training.batch=4 --set calibration.method=max --set basis.updates=10"
+    "--set training.updates=4 --set training.batch=4 --set calibration.method=max --set basis.updates=10 "
+    "--set validation.pictures=100"
 )
 W4A8 = f"build --teacher digits_vit --bits w4a8 {TINY}"
 STAGES = ["invert", "quantize", "export", "engine", "validate"]
@@ -104,10 +106,19 @@ def test_verdict_is_whole(built: Path) -> None:
     assert verdict["passed"] is True
     assert all(gate.keys() == {"name", "value", "limit", "passed"} and gate["passed"] for gate in verdict["gates"])
     names = {"integer_layers", "exact_layers", "synthetic_kl", "engine_graph_kl", "onnx_against_torch_kl"}
-    names |= {"real_agreement", "real_top1_drop", "integer_coverage", "integer_coverage_sm89"}
+    names |= {"real_agreement", "real_top1_drop", "integer_coverage", "integer_coverage_sm89", "float_onnx_kl"}
+    names |= {"real_agreement_engine_graph", "real_top1_drop_engine_graph"}
+    names |= {"teacher_top1_above_chance", "teacher_top1_for_its_confidence"}
     assert {gate["name"] for gate in verdict["gates"]} == names
     assert verdict["real"]["n"] == 500
     assert verdict["real"]["agreement"] > 0.95  # 99.6 and more at every seed tried
+    # two mosaics are held out, and dead leaves beside them; every file answers for all of both
+    assert {kind: one["n"] for kind, one in verdict["synthetic"]["kinds"].items()} == {"mosaics": 2, "leaves": 100}
+    assert verdict["synthetic"]["n"] == verdict["engine_graph"]["synthetic"]["n"] == 102
+    assert verdict["engine_graph"]["real"]["n"] == 500
+    assert verdict["float"]["real"]["top1"] == verdict["real"]["teacher_top1"]
+    assert verdict["float"]["synthetic"]["kl"] < 1e-9 < verdict["synthetic"]["kl"]
+    assert verdict["warnings"] == []
     assert verdict["runtimes"].keys() == {"onnxruntime", "tensorrt"}
     assert verdict["runtimes"]["onnxruntime"]["executed"] is True
     assert gates(built / "junit.xml") == {gate["name"]: True for gate in verdict["gates"]}
@@ -296,12 +307,14 @@ def test_other_bits_run_quantization_and_all_after(copy: Path, monkeypatch: pyte
 
 def test_a_gate_that_fails_is_exit_code_1(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Everything is written, the verdict is `failed` in manifest, junit.xml, report and on screen."""
-    line = f"{W4A8} --out {copy} --arch sm89 --set validation.min_agreement=1.1 --junit {tmp_path / 'gates.xml'}"
+    line = f"{W4A8} --out {copy} --arch sm89 --set validation.min_agreement=1 --junit {tmp_path / 'gates.xml'}"
     assert run(line) == 1
     assert cached(copy) == {name: name != "validate" for name in STAGES}
     assert manifest(copy)["validation"]["passed"] is False
     for junit in (copy / "junit.xml", tmp_path / "gates.xml"):
-        assert [name for name, passed in gates(junit).items() if not passed] == ["real_agreement"]
+        assert [name for name, passed in gates(junit).items() if not passed] == [
+            "real_agreement", "real_agreement_engine_graph",
+        ]  # fmt: skip
     assert '<span class="failed">failed</span>' in (copy / "report.html").read_text()
     out, err = capfd.readouterr()
     assert "gate real_agreement: " in out
@@ -310,16 +323,60 @@ def test_a_gate_that_fails_is_exit_code_1(copy: Path, tmp_path: Path, capfd: pyt
 
 
 def test_validate_judges_again(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It really runs, obeys its gates, rewrites verdict, report and junit.xml, and touches no model file."""
-    before = outputs(copy)
+    """It really runs, obeys its gates for this once, rewrites verdict, report and junit.xml, touches no model file."""
+    before, recipe = outputs(copy), manifest(copy)["recipe"]
     assert run(f"validate {copy} --quiet") == 0
     assert cached(copy)["validate"] is False
-    assert run(f"validate {copy} --quiet --set validation.min_agreement=1.1") == 1
+    assert run(f"validate {copy} --quiet --set validation.min_agreement=1") == 1
     assert gates(copy / "junit.xml")["real_agreement"] is False
+    assert manifest(copy)["recipe"] == recipe
     assert '<span class="failed">failed</span>' in (copy / "report.html").read_text()
     assert outputs(copy) == before
     assert manifest(copy)["validation"]["runtimes"]["tensorrt"][0]["executed"] is False
     assert not capfd.readouterr().err
+
+
+def test_gates_stay_with_a_run_only_on_request(copy: Path) -> None:
+    """What `validate` is given is forgotten after it, unless `--keep` makes it the run's own."""
+    strict = f"validate {copy} --quiet --set validation.min_agreement=1"
+    assert run(strict) == 1
+    assert run(f"validate {copy} --quiet") == 0
+    assert run(f"{strict} --keep") == 1
+    assert manifest(copy)["recipe"]["validation"]["min_agreement"] == 1
+    assert run(f"validate {copy} --quiet") == 1
+
+
+def test_a_refused_command_leaves_the_verdict_of_before(copy: Path, tmp_path: Path) -> None:
+    """Pictures of which the last is broken, gates that mean nothing: nothing is run, and nothing is lost."""
+    for digit in range(10):
+        (tmp_path / "val" / str(digit)).mkdir(parents=True)
+        Image.new("L", (32, 32)).save(tmp_path / "val" / str(digit) / "0.png")
+    last = tmp_path / "val" / "9" / "0.png"
+    last.write_bytes(last.read_bytes()[:60])
+    junit = tmp_path / "gates.xml"
+    assert run(f"{W4A8} --out {copy} --arch sm89 --junit {junit}") == 0
+    told = {path: path.read_bytes() for path in (copy / "report.html", copy / "junit.xml", junit)}
+    for line in (
+        f"validate {copy} --val-data {tmp_path / 'val'} --junit {junit}",
+        f"validate {copy} --set validation.max_kl=nan --junit {junit}",
+        f"validate {copy} --set validation.provider=gpu --junit {junit}",
+        f"validate {copy} --set validation.provider=tensorrt --junit {junit}",
+        f"{W4A8} --out {copy} --arch sm89 --val-data {tmp_path / 'val'} --junit {junit}",
+    ):
+        assert run(line) in (2, 3)
+        assert {path: path.read_bytes() for path in told} == told
+    assert manifest(copy)["validation"]["passed"] is True
+
+
+def test_a_run_keeps_its_number_of_threads(copy: Path) -> None:
+    """It is part of the recipe, as sums are rounded by it; another number runs all that computes with it again."""
+    threads = manifest(copy)["recipe"]["threads"]
+    assert threads == 1
+    assert run(f"{W4A8} --out {copy} --arch none --threads {threads + 1}") == 0
+    assert cached(copy)["invert"] is False
+    assert manifest(copy)["recipe"]["threads"] == threads + 1
+    assert run(f"{W4A8} --out {copy} --arch none") == 0
+    assert cached(copy) == dict.fromkeys(STAGES, True)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "quantized.safetensors", ENGINE])

@@ -13,7 +13,7 @@ from pipeline.report import write_junit, write_report
 
 
 def fidelity(n: int, agreement: float, **more: float) -> dict[str, Any]:
-    return {"n": n, "agreement": agreement, "agreement_interval": [0.5, 1.0], "kl": 0.01234, **more}
+    return {"n": n, "agreement": agreement, "agreement_interval": [0.5, 1.0], "kl": 0.0123, **more}
 
 
 def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> dict[str, Any]:
@@ -50,7 +50,11 @@ def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> di
         "validation": {
             "passed": passed,
             "gates": gates,
-            "synthetic": fidelity(256, 1.0),
+            "synthetic": {**fidelity(406, 1.0), "kinds": {"mosaics": fidelity(6, 1.0), "leaves": fidelity(400, 1.0)}},
+            "float": {
+                "synthetic": {"kinds": {"mosaics": fidelity(6, 1.0, kl=0.0), "leaves": fidelity(400, 1.0, kl=0.0)}},
+                "real": fidelity(50_000, 1.0, kl=0.0, top1=0.8180) if real else None,
+            },
             "real": fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
             "runtimes": {
                 "onnxruntime": {
@@ -90,8 +94,9 @@ def test_rows_are_measures_and_columns_are_models() -> None:
     assert all(list(row) == ["", "FP32 ONNX", "w4a8 ONNX"] for row in rows)
     assert {tuple(row.values()) for row in rows} >= {
         ("top-1, % of 50000 real", "81.80", "80.36"),
-        ("agreement, % of 50000 real [95%]", "", "99.80 [50.0, 100.0]"),
-        ("agreement, % of 256 synthetic [95%]", "", "100.00 [50.0, 100.0]"),
+        ("agreement, % of 50000 real [95%]", "100.00", "99.80 [50.0, 100.0]"),
+        ("agreement, % of 6 mosaics [95%]", "100.00", "100.00 [50.0, 100.0]"),
+        ("KL, nats, mosaics", "0.0000", "0.0123"),
         ("file, MB", "2.76", "0.81"),
         ("peak memory, MB", "90", "90"),
         ("latency (p95), ms, batch 1", "6.08 (9.80)", "6.08 (9.80)"),

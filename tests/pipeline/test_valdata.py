@@ -102,13 +102,13 @@ def test_digits_need_ten_classes() -> None:
         digits_held_out(InputSpec((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, 1000))
 
 
-def test_folder_without_class_map_takes_natural_order(tmp_path: Path) -> None:
-    """Folders are classes in natural order, n2 before n10, as timm numbers them."""
-    data = open_val_data(folder(tmp_path), SPEC)
+def test_folder_without_class_map_takes_the_order_of_names(tmp_path: Path) -> None:
+    """Folders are classes in the order of their names, where natural and plain order are the same."""
+    data = open_val_data(folder(tmp_path, ("n1", "n2", "n3")), SPEC)
     images, labels = everything(data)
     paths = sorted(tmp_path.glob("*/*.png"))
     assert data.count == 6
-    assert labels.tolist() == [{"n1": 0, "n2": 1, "n10": 2}[path.parent.name] for path in paths]
+    assert labels.tolist() == [{"n1": 0, "n2": 1, "n3": 2}[path.parent.name] for path in paths]
     for image, path in zip(images, paths, strict=True):
         assert torch.equal(image, transform(SPEC)(Image.open(path)))
 
@@ -163,7 +163,7 @@ def test_class_count_without_class_map(tmp_path: Path, classes: int) -> None:
     """Without a class map, more or fewer folders than classes is refused: labels would be wrong in silence."""
     spec = InputSpec((16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, classes)
     text = refusal(folder(tmp_path), spec)
-    assert f"3 class folders with pictures, the teacher has {classes} classes: give --class-map" in text
+    assert f"3 class folders, the teacher has {classes} classes: give --class-map" in text
 
 
 def test_class_folder_not_in_class_map(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_parquet_without_rows(tmp_path: Path) -> None:
 
 def test_unreadable_picture_is_named(tmp_path: Path) -> None:
     """A broken picture is named by its path, or its row."""
-    folder(tmp_path / "data")
+    folder(tmp_path / "data", ("n1", "n2", "n3"))
     (tmp_path / "data" / "n2" / "1.png").write_bytes(png(0)[:200])
     assert "n2/1.png' cannot be read as a picture" in refusal(tmp_path / "data")
     rows = [{"bytes": png(0), "path": "a"}, {"bytes": None, "path": "b"}]

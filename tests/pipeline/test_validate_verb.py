@@ -76,7 +76,7 @@ def test_a_model_of_bytes_answers_as_the_weights_say(teacher: Teacher, folder: P
 def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Real digits and leaves judge, kernels are counted, both models are timed; JSON and JUnit hold the verdict."""
     places = f"--json {tmp_path / 'v.json'} --junit {tmp_path / 'v.xml'}"
-    line = f"validate {folder / 'model.onnx'} --teacher digits_vit {places} --quiet"
+    line = f"validate {folder / 'model.onnx'} --teacher digits_vit {places} --quiet --set validation.pictures=100"
     assert run(line) == 0
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert verdict["real"]["n"] == 500
@@ -85,7 +85,8 @@ def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, caps
     assert [row["batch"] for row in verdict["runtimes"]["onnxruntime"]["latency"]] == [1, 8]
     assert verdict["layers"] is None
     assert {case.get("name") for case in ET.parse(tmp_path / "v.xml").getroot()} == {
-        "synthetic_kl", "real_agreement", "real_top1_drop", "integer_coverage",
+        "synthetic_kl", "float_onnx_kl", "real_agreement", "real_top1_drop", "integer_coverage",
+        "teacher_top1_above_chance", "teacher_top1_for_its_confidence",
     }  # fmt: skip
     assert "integer kernels: 26 of 26 linears" in capsys.readouterr().out
 
@@ -111,7 +112,7 @@ def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
         ("{folder}/model.onnx", "add --teacher"),
         ("{folder}/model.fp32.onnx --teacher digits_vit", "has no quantized weights"),
         ("{folder}/preprocess.json --teacher digits_vit", "is not an ONNX file"),
-        ("{folder}/no.onnx --teacher digits_vit", "holds no manifest.json"),
+        ("{folder}/no.onnx --teacher digits_vit", "does not exist: give a run folder, or a model.onnx"),
         ("{folder}/model.onnx --teacher digits_vit --val-data {folder}/no", "does not exist"),
         ("{folder}/model.onnx --teacher digits_vit --set validation.provider=tpu", "unknown provider 'tpu'"),
     ],
