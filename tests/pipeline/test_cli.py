@@ -73,7 +73,7 @@ REFUSALS = [
     (f"{BUILD} --val-data no_pictures", "folder 'no_pictures' holds no picture"),
     (f"{BUILD} --val-data nowhere", "validation data 'nowhere' does not exist"),
     (f"{BUILD} --val-data pictures --class-map classes.txt", "class folder 'zebra' is not in class map 'classes.txt'"),
-    (f"{BUILD} --val-data pictures", "holds 1 class folders with pictures, the teacher has 10"),
+    (f"{BUILD} --val-data pictures", "holds 1 class folders, the teacher has 10"),
     (f"{BUILD} --class-map classes.txt", "class map 'classes.txt' needs pictures: add --val-data"),
     (f"{BUILD} --arch sm999", "unknown architecture 'sm999'"),
     (f'{BUILD} --arch ""', "unknown architecture ''"),
