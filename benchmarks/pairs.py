@@ -39,7 +39,8 @@ BUILD = {
     "rounding": ("", "--set rounding.method=nearest", "--set rounding.saliency=false"),
     "training": ("", "--set training.updates=3 --set training.batch=4",
                  "--set training.updates=3 --set training.batch=4 --set training.optimizer=sgd --set training.ema=0"),
-    "inversion": ("", "--set inversion.method=smi", "--set inversion.method=dmi", "--set inversion.division_factor=7"),
+    "inversion": ("", "--set inversion.method=smi --set inversion.prune_at=[3,6,12,18]", "--set inversion.method=dmi",
+                  "--set inversion.division_factor=7"),
     "threads": ("", "--threads 2"),
 }  # fmt: skip
 LATER = {
@@ -54,6 +55,7 @@ SMALL = (
     "--teacher digits_vit --effort quick --quiet --set inversion.images=56 --set inversion.iterations=24 "
     "--set inversion.batch=28 --set calibration.leaves=24 --set validation.pictures=100"
 )
+STOPPED = (130, 143)
 Row = dict[str, str]
 
 
@@ -160,6 +162,8 @@ def main() -> None:
         lay_out(data)
         for number, row in enumerate(rows, start=1):
             failures += attempt(row, data)
+            if failures and failures[-1]["exit_code"] in STOPPED:
+                raise SystemExit(1)
             print(f"row {number} of {len(rows)}: {len(failures)} failures so far", flush=True)
     seconds = round(time.perf_counter() - started)
     results = {

@@ -19,8 +19,8 @@ from collections import Counter
 from image_quality import add_json_argument, save
 
 OVERRIDES = (
-    "inversion.iterations=60", "inversion.images=64", "training.updates=20", "basis.updates=60",
-    "calibration.leaves=48",
+    "inversion.iterations=20", "inversion.images=64", "inversion.batch=32", "training.updates=12", "basis.updates=20",
+    "calibration.leaves=24",
 )  # fmt: skip
 RUNS_A_PROCESS = 5
 FILES = ("images/shard-*.safetensors", "quantized.safetensors", "model*.onnx")

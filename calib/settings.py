@@ -11,6 +11,7 @@ AUTO, FISHER = "auto", "fisher"
 AUTO_METHODS = ("max", "percentile", "mse", FISHER)
 """What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
 RANGE_METHODS = (*AUTO_METHODS, "entropy", "lsq")
+MOST_LEAVES = 100_000
 JUDGES = 48
 """Dead leaves that nothing learns from, numbered behind those of calibration: they choose what `auto` and training
 keep."""
@@ -59,6 +60,10 @@ class Calibration:
         _one_of("calibration views", self.views, VIEWS)
         if self.leaves < 0 or (self.leaves == 0 and self.views == "leaves"):
             raise InputError(f"calibration.leaves must be at least {int(self.views == 'leaves')}, not {self.leaves}.")
+        if self.leaves > MOST_LEAVES:
+            raise InputError(
+                f"calibration.leaves must be at most {MOST_LEAVES}, not {self.leaves}: hundreds are enough."
+            )
         if not 0 < self.held_out <= 0.5:
             raise InputError(f"the held-out share must be above 0 and at most 0.5, not {self.held_out}.")
 

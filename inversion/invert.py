@@ -20,6 +20,7 @@ from inversion.schedule import Stage, schedule
 from inversion.settings import AUTO_BATCH, Inversion
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
+from inversion.terms import BatchNormPrior
 
 CHECK_EVERY = 25
 ATTEMPTS = 3
@@ -68,11 +69,15 @@ def invert_shard(
 
 
 def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
-    """Stages of each trajectory; raises `InputError` for what the teacher's grid or classes cannot give."""
+    """Stages of each trajectory; raises `InputError` for what the teacher's grid or classes cannot give, and for a
+    prior that cannot be loaded (`MachineError` where it would have to be fetched)."""
     for label in job.classes:
         if not 0 <= label < teacher.spec.num_classes:
             raise InputError(f"class {label} is not one of {teacher.name!r}: take 0 to {teacher.spec.num_classes - 1}.")
-    return schedule(job, teacher.num_patches)
+    stages = schedule(job, teacher.num_patches)
+    if job.prior:
+        BatchNormPrior(teacher, job.prior, job.prior_checkpoint, job.prior_weight)
+    return stages
 
 
 def settle(teacher: Teacher, job: Inversion, device: str = "auto") -> Inversion:

@@ -45,7 +45,7 @@ EFFORTS = tuple(PRESETS)
 STAGES = ("invert", "quantize", "export", "engine", "validate")
 FINE_RATE = 3e-6
 """Adam's rate at 8-bit weights, whose steps are 16 times finer than at 4 bits: `Training`'s own does harm there."""
-MOST, MOST_PICTURES, MOST_THREADS = 1e6, 100_000, 1024
+MOST, MOST_PICTURES, MOST_THREADS, SEEDS = 1e6, 100_000, 1024, 2**32
 TEACHERS: dict[str, dict[str, dict[str, Any]]] = {
     # grey pictures in -1..1 of 32 pixels: at 0.25 two pixels in ten saturate, and confidence stays at 45% (78% at 0.05)
     "digits_vit": {"inversion": {"learning_rate": 0.05}},
@@ -311,6 +311,8 @@ def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
                 f"unknown recipe key {prefix + key!r}: the keys are {', '.join(prefix + k for k in hints)}."
             )
         values[key] = _convert(hints[key], value, prefix + key)
+        if key == "seed" and not 0 <= values[key] < SEEDS:
+            raise InputError(f"recipe key {prefix + key!r} must be 0 to {SEEDS - 1}, not {values[key]}.")
     return kind(**values)
 
 
