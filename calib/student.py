@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError
+from inversion.names import as_timm
 from inversion.teacher import (
     DIGITS_VIT,
     DIGITS_WEIGHTS,
@@ -23,6 +24,7 @@ from inversion.teacher import (
     digits_vit,
     input_spec,
     load_state,
+    require_alike,
     require_plain_vit,
     timm_name_of,
 )
@@ -121,7 +123,8 @@ def _digits(checkpoint: Path | None, random_weights: bool, seed: int) -> tuple[V
         _draw_all(model, seed)
     else:
         path = checkpoint or DIGITS_WEIGHTS
-        load_state(model, {key: value.float() for key, value in read_checkpoint(path).items()}, DIGITS_VIT, path)
+        state, _ = as_timm(read_checkpoint(path), model.state_dict().keys())
+        load_state(model, {key: value.float() for key, value in state.items()}, DIGITS_VIT, path)
     return model, random_weights
 
 
@@ -141,7 +144,8 @@ def _timms(
     if checkpoint is None:
         _draw_all(model, seed)
         return model, True
-    state = read_checkpoint(checkpoint)
+    state, _ = as_timm(read_checkpoint(checkpoint), model.state_dict().keys())
+    require_alike(model, state, name, checkpoint)
     found = state.get("head.weight")
     fresh = found is None or len(found) != teacher.spec.num_classes
     heads = {key for key in model.state_dict() if key.split(".")[0] in HEADS} if fresh else set()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import hashlib
+import pathlib
+import re
+import types
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core import multiarray as np_arrays
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -16,34 +24,81 @@ from inversion.errors import InputError
 ARCHIVE = b"PK\x03\x04"
 """How a file begins that torch takes for a zip archive."""
 NOT_PLAIN = "truncated or holds more than plain tensors, so it was not read: save its state_dict as safetensors."
+FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "student.safetensors")
+"""What the weights in a folder are called, the first that is there."""
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "module", "params")
+"""Keys of a trained model, beside which others may hold its moving average."""
+
+
+def _path(*parts: str) -> str:
+    return str(pathlib.PurePosixPath(*parts))
+
+
+KINDS = ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
+ARRAYS = ("_reconstruct", "scalar")
+PLAIN_DATA: list[Any] = [
+    argparse.Namespace, types.SimpleNamespace, collections.OrderedDict, collections.defaultdict, dict, list, set,
+    np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in KINDS),
+    # by the names that NumPy 1 and 2 write
+    *((getattr(np_arrays, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ARRAYS),
+    *((_path, f"{module}.{kind}") for module in ("pathlib", "pathlib._local")
+      for kind in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+]  # fmt: skip
+"""Classes of plain data that a pickle may name: arguments, paths, numbers. None of them runs anything."""
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a .pth/.pt that is read with `weights_only=True`.
+def read_checkpoint(path: Path | str, key: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a .pth/.pt that is read with `weights_only=True`; of a folder, those of the
+    `model.safetensors` or the like in it.
 
-    A training checkpoint's weights are found under `model`, `state_dict` or `model_ema`. Every tensor must be
-    finite. Nothing in the file is ever executed.
+    Weights may stand anywhere in what a trainer saves; where several sets do, `key` chooses, and without it the
+    trained model is taken, not its moving average. Every tensor must be finite. Nothing in the file is ever executed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-    for key, value in state.items():
+    return read_weights(path, key)[0]
+
+
+def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The same, with a sentence where one of several sets of weights was taken."""
+    path = weights_file(path)
+    notes: tuple[str, ...] = ()
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+        if key:
+            raise InputError(f"--checkpoint-key {key!r}: {str(path)!r} holds one set of weights, so leave it out.")
+    else:
+        state, notes = _chosen(_read_pth(path), path, key)
+    for name, value in state.items():
         if value.layout is not torch.strided or value.dtype not in READABLE:
             raise InputError(
-                f"checkpoint {str(path)!r} has {key!r} as {value.layout} {value.dtype}: save its weights as float32."
+                f"checkpoint {str(path)!r} has {name!r} as {value.layout} {value.dtype}: save its weights as float32."
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise InputError(
-                f"checkpoint {str(path)!r} claims more numbers in {key!r} than it holds: save its weights as they are."
+                f"checkpoint {str(path)!r} claims more numbers in {name!r} than it holds: save its weights as they are."
             )
         # as float32, which is what the teacher computes in: a float64 can leave its range
         if not bool(torch.isfinite(value.float()).all()):
             raise InputError(
-                f"checkpoint {str(path)!r} has non-finite numbers in {key!r}: it cannot be a trained teacher."
+                f"checkpoint {str(path)!r} has non-finite numbers in {name!r}: it cannot be a trained teacher."
             )
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return state, notes
+
+
+def weights_file(path: Path | str) -> Path:
+    """The file that holds the weights: `path`, or the one in it if it is a folder."""
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise InputError(
+                f"checkpoint {str(path)!r} is a folder without {FILES[0]}: give the path of a .safetensors or "
+                ".pth file."
+            )
+        return found[0]
+    if not path.is_file():
+        raise InputError(f"checkpoint {str(path)!r} does not exist: give the path of a .safetensors or .pth file.")
+    return path
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
@@ -66,19 +121,53 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
+def _read_pth(path: Path) -> Any:
+    """What is stored, as plain data."""
     _require_stored(path)
-    # torch raises whatever its zip reader or unpickler raises: all of them mean "not plain tensors"
+    # torch raises whatever its zip reader or unpickler raises: all of them mean "not plain data"
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN_DATA):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InputError(
+                f"checkpoint {str(path)!r} holds more than plain tensors, so it was not read: a {match[1]} is no plain "
+                "data; save its state_dict as safetensors."
+            ) from error
         raise InputError(f"checkpoint {str(path)!r} is {NOT_PLAIN}") from error
-    for key in ("model", "state_dict", "model_ema"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(map(_is_named_tensor, loaded.items())):
+
+
+def _chosen(loaded: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    sets = dict(_sets(loaded))
+    if not sets:
         raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
-    return loaded
+    names = ", ".join(map(repr, sets))
+    if key is not None:
+        if key not in sets:
+            raise InputError(f"--checkpoint-key {key!r} is not in {str(path)!r}: it holds {names}.")
+        return sets[key], ()
+    trained = [name for name in sets if name.rpartition(".")[2] in WRAPPERS] if len(sets) > 1 else list(sets)
+    if not trained:
+        raise InputError(
+            f"checkpoint {str(path)!r} holds several sets of weights ({names}): choose one with --checkpoint-key."
+        )
+    taken = min(trained, key=lambda name: WRAPPERS.index(name.rpartition(".")[2]) if len(sets) > 1 else 0)
+    others = f"{str(path)!r} holds {names}: {taken!r} was taken; --checkpoint-key takes another."
+    return sets[taken], (others,) if len(sets) > 1 else ()
+
+
+def _sets(loaded: Any, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each state_dict in what was loaded, by the keys that lead to it, joined by dots."""
+    if not isinstance(loaded, dict):
+        return
+    if loaded and all(map(_is_named_tensor, loaded.items())):
+        # what an optimizer keeps of one tensor is no model
+        if not name or any(str(key).endswith(("weight", "weight_orig", "pos_embed")) for key in loaded):
+            yield name, loaded
+        return
+    for key, value in loaded.items():
+        if isinstance(key, str):
+            yield from _sets(value, f"{name}.{key}" if name else key)
 
 
 def _require_stored(path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,14 +18,18 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from inversion.checkpoint import first_line, read_checkpoint, weights_sha256
+from inversion.checkpoint import first_line, read_checkpoint, read_weights, weights_file, weights_sha256
+from inversion.config import CONFIG, Config, GivenInput, read_config
 from inversion.errors import InputError, MachineError
+from inversion.names import as_timm
 
 ALIASES = {
     "deit_tiny": "deit_tiny_patch16_224",
     "deit_small": "deit_small_patch16_224",
     "deit_base": "deit_base_patch16_224",
 }
+LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
+KERNEL = "patch_embed.proj.weight"
 DIGITS_VIT = "digits_vit"
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_vit.safetensors"
 PLAIN_VIT = (
@@ -64,12 +68,15 @@ class Teacher:
     """A timm plain `VisionTransformer` in eval mode whose weights never get a gradient.
 
     `sha256` covers names, types, shapes and bytes of the weights, so it does not depend on the file's format.
+    `labels` are the classes' names where a config.json says them; `notes` what was assumed or left out, in sentences.
     """
 
     model: VisionTransformer
     spec: InputSpec
     name: str
     sha256: str
+    labels: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -95,30 +102,86 @@ class Teacher:
 
 
 def load_teacher(
-    name: str, checkpoint: Path | str | None = None, *, random_weights: bool = False, device: str = "cpu"
+    name: str,
+    checkpoint: Path | str | None = None,
+    *,
+    checkpoint_key: str | None = None,
+    given: GivenInput | None = None,
+    random_weights: bool = False,
+    device: str = "cpu",
 ) -> Teacher:
-    """The teacher `name`: an alias, `digits_vit`, or any timm plain ViT.
+    """The teacher `name`: an alias, `digits_vit`, any timm plain ViT, `local-dir:/path`, or `hf-hub:org/name`.
 
-    Weights come from `checkpoint` (safetensors, or a .pth that holds plain tensors), else from the package
-    (`digits_vit`) or timm's pretrained ones. Class count and input size follow the checkpoint's tensors.
+    Weights come from `checkpoint` (safetensors, or a .pth that holds plain data; `checkpoint_key` where it holds
+    several sets), else from the package (`digits_vit`) or timm's pretrained ones. Class count, channels, pooling and
+    input size follow the checkpoint's tensors; preprocessing what is `given`, a config.json beside the weights, and
+    timm's settings for the name, in this order.
 
     Raises `InputError` for a name, architecture or checkpoint that cannot be used, `MachineError` where
     pretrained weights cannot be fetched.
     """
+    given = given or GivenInput()
+    if name.startswith(LOCAL_DIR):
+        return _from_folder(name, checkpoint, checkpoint_key, given, device)
     if name == DIGITS_VIT:
-        return _freeze(name, _load_digits_vit(checkpoint, random_weights), device)
-    timm_name = timm_name_of(name)
+        model = _load_digits_vit(checkpoint, random_weights, checkpoint_key)
+        return _freeze(name, model, device, given)
+    hub = name.startswith(HF_HUB)
+    timm_name = name if hub else timm_name_of(name)
     if checkpoint is not None:
-        state = read_checkpoint(checkpoint)
-        model = create_model(timm_name, **_shape_from_state(timm_name, state))
-        require_plain_vit(model, name)
-        load_state(model, state, name, checkpoint)
-    else:
+        if hub:
+            raise InputError(f"teacher {name!r} brings its own weights: leave --checkpoint out, or name timm's model.")
+        config = read_config(weights_file(checkpoint).parent)
+        if config and config.architecture != timm_name.split(".")[0]:
+            raise InputError(
+                f"{str(checkpoint)!r} is a {config.architecture} by its {CONFIG}, not a {timm_name}: name its own "
+                "architecture with --teacher."
+            )
+        return _from_file(name, timm_name, checkpoint, checkpoint_key, config, given, device)
+    if not hub:
         model = create_model(timm_name)
         require_plain_vit(model, name)
-        if not random_weights:
-            model = create_pretrained(timm_name, name, "--checkpoint FILE")
-    return _freeze(name, model, device)
+    if hub or not random_weights:
+        model = create_pretrained(timm_name, name, "--checkpoint FILE")
+        require_plain_vit(model, name)
+    return _freeze(name, model, device, given)
+
+
+def _from_folder(name: str, checkpoint: Path | str | None, key: str | None, given: GivenInput, device: str) -> Teacher:
+    """A folder that holds config.json and weights, as timm and `pipeline distill` write it."""
+    folder = Path(name.removeprefix(LOCAL_DIR))
+    if checkpoint is not None:
+        raise InputError(f"teacher {name!r} brings its own weights: leave --checkpoint out.")
+    config = read_config(folder) if folder.is_dir() else None
+    if config is None:
+        raise InputError(f"teacher {name!r} is no folder with a {CONFIG} as timm writes it: name timm's model instead.")
+    if config.architecture == DIGITS_VIT:
+        model = _load_digits_vit(weights_file(folder), False, key)
+        return _freeze(name, model, device, given, config)
+    return _from_file(name, timm_name_of(config.architecture), folder, key, config, given, device)
+
+
+def _from_file(
+    name: str, timm_name: str, checkpoint: Path | str, key: str | None, config: Config | None, given: GivenInput,
+    device: str,
+) -> Teacher:  # fmt: skip
+    state, notes = read_weights(checkpoint, key)
+    with torch.device("meta"):
+        probe = create_model(timm_name)
+    require_plain_vit(probe, name)
+    state, left_out = as_timm(state, probe.state_dict().keys())
+    model = create_model(timm_name, **_shape_from_state(probe, state, name, checkpoint))
+    require_plain_vit(model, name)
+    load_state(model, state, name, checkpoint)
+    said = (*notes, *left_out)
+    settings = (config.settings if config else {}) | given.settings()
+    if not {"mean", "std"} <= settings.keys():
+        cfg = model.pretrained_cfg
+        said += (
+            f"{str(checkpoint)!r} does not say how pictures enter it: mean {tuple(cfg['mean'])}, std "
+            f"{tuple(cfg['std'])} of {timm_name} are taken; give others with --mean and --std.",
+        )
+    return _freeze(name, model, device, given, config, said)
 
 
 def digits_vit() -> VisionTransformer:
@@ -146,6 +209,8 @@ def require_plain_vit(model: nn.Module, name: str) -> None:
         reason = f"its pooling is {model.global_pool!r}"
     elif model.num_classes < 1:
         reason = "it has no classifier"
+    elif model.num_classes < 2:
+        reason = f"it answers for {model.num_classes} class, and answers are compared as softmax over classes"
     elif model.global_pool == "token" and model.cls_token is None:
         reason = "it has no class token"
     elif type(model.patch_embed).__name__ != "PatchEmbed":
@@ -162,9 +227,32 @@ def _is_plain_block(block: nn.Module) -> bool:
     return getattr(block.attn, "gate", None) is None
 
 
-def _freeze(name: str, model: VisionTransformer, device: str) -> Teacher:
+def _freeze(
+    name: str,
+    model: VisionTransformer,
+    device: str,
+    given: GivenInput,
+    config: Config | None = None,
+    notes: tuple[str, ...] = (),
+) -> Teacher:
+    settings = (config.settings if config else {}) | given.settings()
+    channels = model.patch_embed.proj.in_channels
+    cfg = {**model.pretrained_cfg, **settings}
+    for what in ("mean", "std"):
+        if len(cfg[what]) != channels:
+            raise InputError(
+                f"teacher {name!r} takes {channels} channels and has {len(cfg[what])} numbers of {what}: "
+                f"give --{what} with {channels}."
+            )
+    model.pretrained_cfg = cfg
     model = model.eval().requires_grad_(False).to(device)
-    return Teacher(model, input_spec(model), name, weights_sha256(model.state_dict()))
+    spec = input_spec(model)
+    if given.crop is not None:
+        spec = replace(spec, crop=given.crop)
+    labels = config.labels if config else None
+    if labels and len(labels) != spec.num_classes:
+        raise InputError(f"the {CONFIG} of {name!r} names {len(labels)} classes, the teacher has {spec.num_classes}.")
+    return Teacher(model, spec, name, weights_sha256(model.state_dict()), labels, notes)
 
 
 def input_spec(model: VisionTransformer) -> InputSpec:
@@ -182,12 +270,12 @@ def input_spec(model: VisionTransformer) -> InputSpec:
     )
 
 
-def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool) -> VisionTransformer:
+def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool, key: str | None = None) -> VisionTransformer:
     model = digits_vit()
     if not random_weights:
         path = checkpoint or DIGITS_WEIGHTS
-        state = {key: value.float() for key, value in read_checkpoint(path).items()}
-        load_state(model, state, DIGITS_VIT, path)
+        state, _ = as_timm(read_checkpoint(path, key), model.state_dict().keys())
+        load_state(model, {name: value.float() for name, value in state.items()}, DIGITS_VIT, path)
     return model
 
 
@@ -240,23 +328,55 @@ def _hub_resolves() -> bool:
     return True
 
 
-def _shape_from_state(timm_name: str, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Class count and square input size that the checkpoint's own tensors imply."""
+def _shape_from_state(
+    probe: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str
+) -> dict[str, Any]:
+    """Class count, channels, pooling and square input size that the checkpoint's own tensors imply.
+
+    Raises `InputError` for what timm would repair in silence, so that the model were another.
+    """
     kwargs: dict[str, Any] = {}
-    with torch.device("meta"):
-        probe = create_model(timm_name)
+    file = f"checkpoint {str(path)!r}"
+    require_alike(probe, state, name, path)
     # a tensor of another width fits no such model, and its length must not size one
-    width = getattr(probe, "embed_dim", None)
-    head, positions = (state.get(key, torch.empty(0)) for key in ("head.weight", "pos_embed"))
+    width = probe.embed_dim
+    head, positions, kernel = (state.get(key, torch.empty(0)) for key in ("head.weight", "pos_embed", KERNEL))
     if head.ndim == 2 and head.shape[1] == width:
         kwargs["num_classes"] = head.shape[0]
-    if isinstance(probe, VisionTransformer) and probe.pos_embed is not None and positions.ndim == 3:
+    elif "head.weight" not in state and KERNEL in state:
+        raise InputError(f"{file} has no classifier ('head.weight'): a feature extractor cannot be inverted.")
+    if kernel.ndim == 4 and len(kernel) == width and kernel.shape[1] != probe.patch_embed.proj.in_channels:
+        kwargs["in_chans"] = kernel.shape[1]
+    if "fc_norm.weight" in state and "norm.weight" not in state and probe.global_pool == "token":
+        kwargs["global_pool"] = "avg"
+    if probe.pos_embed is not None and positions.ndim == 3 and positions.shape[2] == width:
         prefix = 0 if probe.no_embed_class else probe.num_prefix_tokens
-        found = positions.shape[1] - prefix if positions.shape[2] == width else 0
+        found = positions.shape[1] - prefix
         side = math.isqrt(max(found, 0))
-        if found != probe.patch_embed.num_patches and side > 0 and side * side == found:
+        if found != probe.patch_embed.num_patches:
+            if side < 1 or side * side != found:
+                raise InputError(
+                    f"{file} has positions for {found} patches, which is no square grid, {name!r} for "
+                    f"{probe.patch_embed.num_patches}: name its own architecture; other grids are not taken."
+                )
             kwargs["img_size"] = side * probe.patch_embed.patch_size[0]
     return kwargs
+
+
+def require_alike(model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str) -> None:
+    """Raises `InputError` for patches of another size, which timm would resample, and for tokens that it would drop."""
+    kernel = state.get(KERNEL, torch.empty(0))
+    if kernel.ndim == 4 and tuple(kernel.shape[2:]) != tuple(model.patch_embed.patch_size):
+        theirs, ours = ("x".join(map(str, size)) for size in (kernel.shape[2:], model.patch_embed.patch_size))
+        raise InputError(
+            f"checkpoint {str(path)!r} has patches of {theirs} pixels, {name!r} of {ours}: name its own architecture "
+            "with --teacher."
+        )
+    for token, kind in (("dist_token", "distilled"), ("reg_token", "with registers")):
+        if token in state and getattr(model, token, None) is None:
+            raise InputError(
+                f"checkpoint {str(path)!r} is of a ViT {kind} ({token!r}), {name!r} is none: name its own architecture."
+            )
 
 
 def load_state(

@@ -18,6 +18,7 @@ from calib.settings import Distillation
 from calib.student import Student, adapt_pictures
 from export.compare import Comparison, compare
 from inversion.checkpoint import weights_sha256
+from inversion.config import CONFIG, config_bytes
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.invert import Inverter
@@ -164,6 +165,8 @@ class Run:
         model = {name: value.detach().cpu().clone() for name, value in student.model.state_dict().items()}
         about = {"format": STUDENT_FORMAT, "teacher_sha256": job.teacher.sha256, "architecture": student.name}
         write_tensors(self.out / STUDENT, model, about)
+        architecture, pool = student.model.pretrained_cfg["architecture"], student.model.global_pool
+        publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels))
         result = {
             "identity": self.identity,
             "teacher": describe_teacher(job.teacher),

@@ -13,6 +13,7 @@ from typing import Any
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Distillation, Rounding, Training
 from export.profile import BACKENDS, BATCHES, PRECISION, PROVIDERS, require_batches, require_precision
+from inversion.config import GivenInput
 from inversion.errors import InputError
 from inversion.settings import Inversion
 
@@ -146,7 +147,8 @@ class PictureSource:
 @dataclass(frozen=True)
 class Recipe:
     """One run. `checkpoint`, `val_data` and `class_map` are paths; without val_data there is no real picture at all.
-    `image_column` and `label_column` are those of a Parquet file.
+    `checkpoint_key` chooses among several sets of weights in the checkpoint, `image_column` and `label_column` are
+    those of a Parquet file.
 
     `threads` of the CPU share its sums and so decide their last bits: 0 is as many as torch takes here, and a run that
     goes on keeps the number that it began with.
@@ -155,6 +157,7 @@ class Recipe:
     teacher: str
     bits: str
     checkpoint: str | None = None
+    checkpoint_key: str | None = None
     effort: str = "standard"
     seed: int = 0
     val_data: str | None = None
@@ -162,6 +165,7 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     threads: int = 0
+    input: GivenInput = field(default_factory=GivenInput)
     scheme: Scheme = field(default_factory=Scheme)
     inversion: Inversion = field(default_factory=Inversion)
     basis: Basis = field(default_factory=Basis)
@@ -195,7 +199,18 @@ def _require_within(name: str, value: float | None, most: float, what: str) -> N
         raise InputError(f"validation.{name} must be {what}, at most {most:g}, not {value}.")
 
 
-SECTIONS = ("scheme", "inversion", "basis", "calibration", "rounding", "training", "export", "engine", "validation")
+SECTIONS = (
+    "input",
+    "scheme",
+    "inversion",
+    "basis",
+    "calibration",
+    "rounding",
+    "training",
+    "export",
+    "engine",
+    "validation",
+)
 
 
 def make_recipe(flags: dict[str, Any], toml: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -264,8 +279,9 @@ def _overridden(sections: dict[str, dict[str, Any]], overrides: Iterable[str], e
 
 
 def _section_types() -> dict[str, type]:
-    return {"scheme": Scheme, "inversion": Inversion, "basis": Basis, "calibration": Calibration, "rounding": Rounding,
-            "training": Training, "export": Export, "engine": Engine, "validation": Validation}  # fmt: skip
+    return {"input": GivenInput, "scheme": Scheme, "inversion": Inversion, "basis": Basis, "calibration": Calibration,
+            "rounding": Rounding, "training": Training, "export": Export, "engine": Engine,
+            "validation": Validation}  # fmt: skip
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from export.runtime import Runtime, answer, open_runtime, require_provider
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.machine import settle_sums
-from inversion.teacher import Teacher, load_teacher
+from inversion.teacher import Teacher
 from pipeline.display import Display
 from pipeline.labels import known_labels
 from pipeline.manifest import load_manifest
 from pipeline.recipe import PictureSource, Recipe, make_recipe
 from pipeline.runfolder import RunFolder, describe_teacher, product_digest
-from pipeline.stages import Build, export_files, real_pictures
+from pipeline.stages import Build, export_files, real_pictures, teacher_of
 from pipeline.validation import Files, proof_leaves, validate
 
 QUANTIZED = "quantized.safetensors"
@@ -42,7 +42,7 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
     from calib.quantize import quantize  # ModelOpt loads for seconds, and only here
 
     settle_sums(recipe.threads)
-    teacher, scheme = load_teacher(recipe.teacher, checkpoint), recipe.quant_scheme()
+    teacher, scheme = teacher_of(recipe, display, checkpoint), recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     require_training_memory(teacher.model, recipe.training)
     found = load_images(images)
@@ -63,22 +63,19 @@ def quantize_files(recipe: Recipe, checkpoint: Path | None, images: Path, out: P
 
 
 def export_folder(
-    name: str,
-    checkpoint: Path | None,
+    recipe: Recipe,
     quantized: Path,
     out: Path,
-    class_map: Path | None,
-    uint8_input: bool,
     display: Display,
 ) -> None:
     """`quantized.safetensors` in, ONNX files out."""
     weights = QuantizedWeights.load(quantized)
-    teacher = load_teacher(name, checkpoint)
+    teacher = teacher_of(recipe, display)
     require_same_teacher(teacher, weights.teacher_sha256, quantized)
-    labels = known_labels(teacher, checkpoint, class_map)
+    labels = known_labels(teacher, recipe.checkpoint, recipe.class_map)
     out.mkdir(parents=True, exist_ok=True)
     with display.steps("export", 3) as advance:
-        export_files(teacher, quantized, out, labels, advance, uint8_input)
+        export_files(teacher, quantized, out, labels, advance, **dataclasses.asdict(recipe.export))
 
 
 def validate_file(recipe: Recipe, path: Path, display: Display, stale: Sequence[Path] = ()) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def validate_file(recipe: Recipe, path: Path, display: Display, stale: Sequence[
     """
     require_provider(recipe.validation.provider)
     require_quantized(path)
-    teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    teacher = teacher_of(recipe, display)
     val_data = real_pictures(recipe, teacher, display)
     limits = recipe.validation.limits(recipe.quant_scheme())
     leaves = proof_leaves(teacher, recipe.validation.pictures, recipe.calibration.seed, ANY_LEAVES)
@@ -152,7 +149,7 @@ def validate_run(
         recipe = make_recipe(own | given, None, overrides)
         settle_sums(recipe.threads)
         require_provider(recipe.validation.provider)
-        teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+        teacher = teacher_of(recipe, display)
         require_same_teacher(teacher, manifest["teacher"]["sha256"], folder)
         run.require_intact()
         work = Build(recipe, teacher, real_pictures(recipe, teacher, display), None, run, display)

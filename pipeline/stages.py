@@ -92,7 +92,7 @@ def build(
             f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
         )
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
-    teacher = load_teacher(recipe.teacher, recipe.checkpoint)
+    teacher = teacher_of(recipe, display)
     plan(teacher, recipe.inversion)
     require_memory(teacher.model, settle(teacher, recipe.inversion, device), choose_device(device))
     require_layers(teacher.model, recipe.quant_scheme())
@@ -274,6 +274,15 @@ class Build:
 def real_pictures(recipe: Recipe, teacher: Teacher, display: Display) -> ValData | None:
     """The pictures that judge a run, each looked at once."""
     return judging_pictures(teacher, recipe.checkpoint, recipe.judges, display)
+
+
+def teacher_of(recipe: Recipe, display: Display, checkpoint: Path | str | None = None) -> Teacher:
+    """The teacher that a recipe names; what was assumed of it is said."""
+    path = checkpoint or recipe.checkpoint
+    teacher = load_teacher(recipe.teacher, path, checkpoint_key=recipe.checkpoint_key, given=recipe.input)
+    for sentence in teacher.notes:
+        display.warn(sentence)
+    return teacher
 
 
 def threads_of(folder: Path) -> int:

@@ -12,20 +12,26 @@ from pipeline.verbs.options import (
     Arch,
     Bits,
     Checkpoint,
+    CheckpointKey,
     ClassMap,
+    Crop,
     Device,
     Effort,
     ImageColumn,
+    Interpolation,
     LabelColumn,
+    Mean,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
+    Std,
     Teacher,
     Threads,
     Uint8Input,
     ValData,
     Verbose,
+    given_input,
     parse_archs,
     require_place,
     text_of,
@@ -36,6 +42,11 @@ def build(
     teacher: Teacher = None,
     bits: Bits = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     effort: Effort = None,
     recipe: RecipeFile = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/TEACHER-BITS-EFFORT by default.")] = None,
@@ -66,14 +77,19 @@ def build(
     flags: dict[str, Any] = {
         "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "effort": effort, "seed": seed,
         "val_data": text_of(val_data), "class_map": text_of(class_map), "threads": threads,
-        "image_column": image_column, "label_column": label_column,
+        "image_column": image_column, "label_column": label_column, "checkpoint_key": checkpoint_key,
+        **given_input(mean, std, crop, interpolation),
     }  # fmt: skip
     if arch is not None:
         flags["engine"] = {"arch": parse_archs(arch)}
     if uint8_input:
         flags["export"] = {"uint8_input": True}
     chosen = make_recipe(flags, recipe, overrides or ())
-    folder = out or Path("runs") / f"{chosen.teacher}-{chosen.bits}-{chosen.effort}"
+    folder = (
+        out
+        or Path("runs")
+        / f"{chosen.teacher.rstrip('/').rpartition('/')[2].rpartition(':')[2]}-{chosen.bits}-{chosen.effort}"
+    )
     if junit:
         require_place(junit, "--junit")
 

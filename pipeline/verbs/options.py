@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,13 @@ TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_v
 Checkpoint = Annotated[
     Path | None, typer.Option(help="The teacher's weights: safetensors, or a .pth of plain tensors.")
 ]
+CheckpointKey = Annotated[
+    str | None, typer.Option(help="Which weights, where the checkpoint holds several, as in model_ema.")
+]
+Mean = Annotated[str | None, typer.Option(help="Of the teacher's pixels in 0..1, as in 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="The same.")]
+Crop = Annotated[float | None, typer.Option(help="Share of the resized picture's side that is kept.")]
+Interpolation = Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")]
 Bits = Annotated[str | None, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
 BitsNeeded = Annotated[str, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
 Effort = Annotated[str | None, typer.Option(help="quick, standard or paper.")]
@@ -36,6 +43,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 def parse_archs(text: str) -> tuple[str, ...]:
     """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
     return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def given_input(mean: str | None, std: str | None, crop: float | None, interpolation: str | None) -> dict[str, Any]:
+    """--mean, --std, --crop and --interpolation as the recipe's section `input`; empty where none is given."""
+    found = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "crop": crop}
+    given = {key: value for key, value in {**found, "interpolation": interpolation}.items() if value is not None}
+    return {"input": given} if given else {}
+
+
+def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{flag} {text!r} is no list of numbers: write 0.5 or 0.485,0.456,0.406.") from None
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

@@ -56,12 +56,12 @@ def sensitivity(
     flags |= {"image_column": image_column, "label_column": label_column}
     chosen = make_recipe({**flags, "checkpoint": text_of(checkpoint)}, recipe, overrides or ())
 
-    from inversion.teacher import load_teacher
     from pipeline import sensitivity as layers
     from pipeline.display import Display
-    from pipeline.stages import real_pictures
+    from pipeline.stages import real_pictures, teacher_of
 
-    display, loaded = Display(quiet), load_teacher(teacher, checkpoint)
+    display = Display(quiet)
+    loaded = teacher_of(chosen, display)
     pictures = real_pictures(chosen, loaded, display)
     results = layers.sensitivity(loaded, images, chosen.quant_scheme(), max_drop, pictures, out, display)
     display.table(layers.layers_table(results))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,20 +15,26 @@ from pipeline.verbs.options import (
     Bits,
     BitsNeeded,
     Checkpoint,
+    CheckpointKey,
     ClassMap,
+    Crop,
     Device,
     Effort,
     ImageColumn,
+    Interpolation,
     LabelColumn,
+    Mean,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
+    Std,
     Teacher,
     TeacherNeeded,
     Threads,
     Uint8Input,
     ValData,
+    given_input,
     parse_archs,
     parse_batches,
     require_place,
@@ -48,6 +54,11 @@ def invert(
     batch: Annotated[str, typer.Option(help="Sparse images per shard; auto: as many as fit.")] = "32",
     tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "auto",
@@ -55,7 +66,7 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Teacher in, shards of sparse synthetic images out."""
-    from pipeline.recipe import make_inversion
+    from pipeline.recipe import make_inversion, make_recipe
 
     if batch != "auto" and not batch.isdecimal():
         raise InputError(f"--batch {batch!r} is no number of images: write 128 or the like, or auto.")
@@ -71,13 +82,20 @@ def invert(
 
     from inversion.invert import plan
     from inversion.machine import settle_sums
-    from inversion.teacher import load_teacher
     from pipeline.display import Display
     from pipeline.inverting import describe_images, invert_with_bar
     from pipeline.runfolder import hold
+    from pipeline.stages import teacher_of
 
     settle_sums(threads or 0)
-    loaded, display = load_teacher(teacher, checkpoint), Display(quiet)
+    display = Display(quiet)
+    described = {
+        "teacher": teacher,
+        "bits": "w8a8",
+        "checkpoint": text_of(checkpoint),
+        "checkpoint_key": checkpoint_key,
+    }
+    loaded = teacher_of(make_recipe(described | given_input(mean, std, crop, interpolation)), display)
     plan(loaded, job)
     with hold(out):
         for sentence in describe_images(loaded, invert_with_bar(loaded, job, out, display, device))["warnings"]:
@@ -90,6 +108,11 @@ def quantize(
     bits: BitsNeeded,
     out: Annotated[Path, typer.Option(help="The file to write, quantized.safetensors.")],
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     effort: Effort = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
@@ -98,7 +121,9 @@ def quantize(
     """Images in, quantized weights out: ranges, then learned steps."""
     from pipeline.recipe import make_recipe
 
-    chosen = make_recipe({"teacher": teacher, "bits": bits, "effort": effort}, recipe, overrides or ())
+    flags = {"teacher": teacher, "bits": bits, "effort": effort, "checkpoint_key": checkpoint_key}
+    flags |= given_input(mean, std, crop, interpolation)
+    chosen = make_recipe(flags, recipe, overrides or ())
 
     from pipeline.display import Display
     from pipeline.single import quantize_files
@@ -111,15 +136,28 @@ def export(
     quantized: Annotated[Path, typer.Option(help="quantized.safetensors, made by `pipeline quantize`.")],
     out: Annotated[Path, typer.Option(help="Folder for the ONNX files.")],
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     class_map: ClassMap = None,
     uint8_input: Uint8Input = None,
     quiet: Quiet = False,
 ) -> None:
     """Quantized weights in, ONNX files out."""
     from pipeline.display import Display
+    from pipeline.recipe import make_recipe
     from pipeline.single import export_folder
 
-    export_folder(teacher, checkpoint, quantized, out, class_map, bool(uint8_input), Display(quiet))
+    flags: dict[str, Any] = {"teacher": teacher, "bits": "w8a8", "checkpoint": text_of(checkpoint)}
+    flags |= {
+        "checkpoint_key": checkpoint_key,
+        "class_map": text_of(class_map),
+        "export": {"uint8_input": bool(uint8_input)},
+    }
+    flags |= given_input(mean, std, crop, interpolation)
+    export_folder(make_recipe(flags), quantized, out, Display(quiet))
 
 
 def engine(
@@ -152,6 +190,11 @@ def validate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a model.onnx.")],
     teacher: Teacher = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     bits: Bits = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
@@ -181,7 +224,7 @@ def validate(
         from pipeline.manifest import load_manifest
 
         load_manifest(target)
-        if teacher or checkpoint or bits:
+        if teacher or checkpoint or bits or checkpoint_key or given_input(mean, std, crop, interpolation):
             raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
     from pipeline.display import Display
@@ -194,6 +237,7 @@ def validate(
     source = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
     if target.is_file():
         flags = {"teacher": teacher, "checkpoint": text_of(checkpoint), "bits": bits or "w8a8", **asdict(source)}
+        flags |= {"checkpoint_key": checkpoint_key, **given_input(mean, std, crop, interpolation)}
         manifest = validate_file(make_recipe(flags, None, overrides or ()), target, display, stale)
     else:
         manifest = validate_run(target, source, overrides or (), display, keep, stale)

@@ -56,7 +56,8 @@ def rehearse(folder: Path, overrides: tuple[str, ...] = ()) -> list[str]:
 
 
 CHANGES = st.one_of(
-    st.tuples(st.just("recipe"), st.sampled_from(recipe_keys())),
+    # the section `input` makes the teacher, which is the same in a rehearsal
+    st.tuples(st.just("recipe"), st.sampled_from([key for key in recipe_keys() if not key.startswith("input.")])),
     st.tuples(st.just("library"), st.sampled_from(sorted(LIBRARIES))),
     st.tuples(st.just("byte"), st.sampled_from(STAGES)),
 )

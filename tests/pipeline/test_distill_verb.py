@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_comes_out(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint that loads as a teacher, the curve with wall time, a picture of it; no images are left."""
     assert {path.name for path in finished.iterdir()} - {".lock"} == {
-        "student.safetensors", "distillation.json", "curve.png",
+        "student.safetensors", "distillation.json", "config.json", "curve.png",
     }  # fmt: skip
     student = load_teacher("digits_vit", finished / "student.safetensors")
     result = json.loads((finished / "distillation.json").read_text())
@@ -128,3 +128,19 @@ def test_images_of_another_teacher_are_refused(tmp_path: Path, capsys: pytest.Ca
     line = f"distill --teacher digits_vit --student teacher --images {tmp_path / 'a/images'} --out {tmp_path / 'b'}"
     assert run(line) == 2
     assert "was made from another teacher than 'digits_vit'" in capsys.readouterr().err
+
+
+def test_a_student_is_a_teacher_for_the_next_command(tmp_path: Path) -> None:
+    """OUT holds config.json in timm's layout: architecture, preprocessing; `local-dir:` takes the folder as it is."""
+    line = (
+        f"distill --teacher digits_vit --student teacher --batches 1 --batch 8 --iterations 4 --checks 1 --quiet "
+        f"--out {tmp_path / 'student'}"
+    )
+    assert run(line) == 0
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"]) == ("digits_vit", 10)
+    assert config["pretrained_cfg"]["mean"] == [0.5]
+    by_folder = load_teacher(f"local-dir:{tmp_path / 'student'}")
+    by_file = load_teacher("digits_vit", tmp_path / "student" / "student.safetensors")
+    assert by_folder.sha256 == by_file.sha256
+    assert by_folder.spec == by_file.spec

@@ -14,6 +14,7 @@ from pipeline.recipe import STAGES, make_recipe
 from pipeline.runfolder import stage_digest
 
 READERS = {
+    "input": set(),  # it makes the teacher, which is read
     "scheme": {"quantize", "validate"}, "inversion": {"invert"}, "basis": {"quantize"}, "training": {"quantize"},
     "calibration": {"quantize", "validate"}, "rounding": {"quantize"}, "export": {"export"},
     "engine": {"engine", "validate"}, "validation": {"validate"},
