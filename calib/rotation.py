@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,17 +28,43 @@ Turn = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(row numbers, Q, R) -> those rows of a weight in the basis of Q and R."""
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """How rows of one weight err in the basis of `stream` [D, D] and, where its values rotate, `values` [heads, s, s].
+
+    `error` [k, in] is that of the rows `chosen` [k]; of value rows [heads, k, in], numbers counting within a head.
+    `size` is the whole weight's sum of squares.
+    """
+
+    layer: str
+    error: Tensor
+    chosen: Tensor
+    stream: Tensor
+    values: Tensor | None
+    size: Tensor
+
+
+Objective = Callable[[Rounded], Tensor]
+"""What a rounding costs, summed over its rows."""
+
+
+def relative_error(rounded: Rounded) -> Tensor:
+    """The squared error over the squared weights."""
+    return rounded.error.square().sum() / rounded.size
+
+
 def learn_rotations(
     folded: VisionTransformer,
     bits: Mapping[str, int],
     updates: int,
     seed: int = 0,
     on_update: Callable[[int, float], None] | None = None,
+    objective: Objective = relative_error,
 ) -> Rotations:
-    """The rotations of `folded`, made by `calib.basis.fold`, in which its weights round to `bits` with the least error,
-    relative to their size and summed over the layers; `updates` of 0 leave them random.
+    """The rotations of `folded`, made by `calib.basis.fold`, in which rounding its weights to `bits` costs least by
+    `objective`, summed over the layers; `updates` of 0 leave them random.
 
-    No image is needed. `on_update` is called with (updates done, mean relative error).
+    No image is needed. `on_update` is called with (updates done, mean cost).
     """
     generator = Generator().manual_seed(seed)
     basis = _Basis(folded, generator)
@@ -50,7 +77,7 @@ def learn_rotations(
     for update in range(updates):
         optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * update / updates))
         stream, values = basis.matrices()
-        error = torch.stack([part.error(stream, values, share, generator) for part in rows]).mean()
+        error = torch.stack([part.cost(objective, stream, values, share, generator) for part in rows]).mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -89,29 +116,20 @@ class _Basis:
         return Rotations(None if stream is None else keep_ones(stream), turned)
 
 
-class _Rows:
-    """The rows of one layer's weight, of which each update takes some, and the step at which each was rounded last."""
+class Rounder:
+    """Rounds rows to nearest, and remembers the step at which each was rounded last, to begin there."""
 
-    def __init__(self, turn: Turn, weight: Tensor, bits: int, values: str | None, shape: tuple[int, ...]) -> None:
-        """`turn` gives rows [..., k, columns] of k row numbers below the last of `shape`, the shape of all steps."""
-        self.turn, self.values, self.count = turn, values, shape[-1]
+    def __init__(self, bits: int, shape: tuple[int, ...], like: Tensor) -> None:
+        """`shape` is that of all steps, on the device of `like`."""
         self.low, self.high = integer_range(bits)
-        self.size = weight.square().sum()
-        self.steps = weight.new_zeros(shape)
+        self.steps = like.new_zeros(shape)
 
-    def error(self, stream: Tensor, values: Mapping[str, Tensor], share: float, generator: Generator) -> Tensor:
-        """Squared rounding error over the squared weights, of a `share` of the rows as if of all.
-
-        The gradient is taken with integers and steps held fixed: those fit best, so it is the true one between flips.
-        """
-        taken = max(1, round(share * self.count))
-        chosen = torch.randperm(self.count, generator=generator)[:taken].to(stream.device)
-        rows = self.turn(chosen, stream, values[self.values] if self.values else None)
-        with torch.no_grad():
-            steps = self._steps(rows, self.steps[..., chosen], generator)
-            rounded, steps = self._fit(rows, steps)
-            self.steps[..., chosen] = steps
-        return (rows - rounded).square().sum() / self.size * (self.count / taken)
+    @torch.no_grad()
+    def round(self, rows: Tensor, chosen: Tensor, generator: Generator) -> Tensor:
+        """`rows` [..., k, columns], of the numbers `chosen` [k] below the last of `shape`, as integers times steps."""
+        rounded, steps = self._fit(rows, self._steps(rows, self.steps[..., chosen], generator))
+        self.steps[..., chosen] = steps
+        return rounded
 
     def _steps(self, rows: Tensor, steps: Tensor, generator: Generator) -> Tensor:
         """The better of the steps that rows had and ones a little larger or smaller; for new rows, the best of some."""
@@ -131,6 +149,32 @@ class _Rows:
         return integers * fitted.unsqueeze(-1), fitted
 
 
+class _Rows:
+    """The rows of one layer's weight, of which each update takes some."""
+
+    def __init__(
+        self, layer: str, turn: Turn, weight: Tensor, bits: int, values: str | None, shape: tuple[int, ...]
+    ) -> None:
+        """`turn` gives rows [..., k, columns] of k row numbers below the last of `shape`, the shape of all steps."""
+        self.layer, self.turn, self.values, self.count = layer, turn, values, shape[-1]
+        self.rounder = Rounder(bits, shape, weight)
+        self.size = weight.square().sum()
+
+    def cost(
+        self, objective: Objective, stream: Tensor, values: Mapping[str, Tensor], share: float, generator: Generator
+    ) -> Tensor:
+        """What rounding costs, of a `share` of the rows as if of all.
+
+        The gradient is taken with integers and steps held fixed: those fit best, so it is the true one between flips.
+        """
+        taken = max(1, round(share * self.count))
+        chosen = torch.randperm(self.count, generator=generator)[:taken].to(stream.device)
+        turned = values[self.values] if self.values else None
+        rows = self.turn(chosen, stream, turned)
+        error = rows - self.rounder.round(rows, chosen, generator)
+        return objective(Rounded(self.layer, error, chosen, stream, turned, self.size)) * (self.count / taken)
+
+
 def _rows(model: VisionTransformer, bits: Mapping[str, int]) -> Iterator[_Rows]:
     """Of each layer that touches the stream; of a qkv with values that rotate, in two parts."""
     attentions = value_attentions(model)
@@ -139,16 +183,16 @@ def _rows(model: VisionTransformer, bits: Mapping[str, int]) -> Iterator[_Rows]:
         if name.endswith(".attn.qkv") and owner in attentions:
             heads, size = attentions[owner].num_heads, attentions[owner].head_dim
             plain, values = weight[: 2 * heads * size], weight[2 * heads * size :].view(heads, size, -1)
-            yield _Rows(partial(_read, plain), plain, bits[name], None, plain.shape[:1])
-            yield _Rows(partial(_read_values, values), values, bits[name], owner, values.shape[:2])
+            yield _Rows(name, partial(_read, plain), plain, bits[name], None, plain.shape[:1])
+            yield _Rows(name, partial(_read_values, values), values, bits[name], owner, values.shape[:2])
         elif name.endswith(".attn.proj") and owner in attentions:
             heads, size = attentions[owner].num_heads, attentions[owner].head_dim
             written = weight.view(-1, heads, size)
-            yield _Rows(partial(_write_values, written), weight, bits[name], owner, weight.shape[:1])
+            yield _Rows(name, partial(_write_values, written), weight, bits[name], owner, weight.shape[:1])
         elif name.endswith((".attn.proj", ".mlp.fc2")) or name == "patch_embed.proj":
-            yield _Rows(partial(_write, weight), weight, bits[name], None, weight.shape[:1])
+            yield _Rows(name, partial(_write, weight), weight, bits[name], None, weight.shape[:1])
         else:
-            yield _Rows(partial(_read, weight), weight, bits[name], None, weight.shape[:1])
+            yield _Rows(name, partial(_read, weight), weight, bits[name], None, weight.shape[:1])
 
 
 def _read(weight: Tensor, chosen: Tensor, stream: Tensor, _: Tensor | None) -> Tensor:
@@ -180,9 +224,9 @@ def rounding_error(model: VisionTransformer, bits: Mapping[str, int]) -> float:
     errors = []
     for name, layer in quantized_layers(model).items():
         weight = layer.weight.detach().float().flatten(1)
-        rows = _Rows(partial(_read, weight), weight, bits[name], None, weight.shape[:1])
-        eye = torch.eye(weight.shape[1], device=weight.device)
-        errors.append(float(rows.error(eye, {}, 1.0, Generator())))
+        everything = torch.arange(len(weight), device=weight.device)
+        rounded = Rounder(bits[name], weight.shape[:1], weight).round(weight, everything, Generator())
+        errors.append(float((weight - rounded).square().sum() / weight.square().sum()))
     return sum(errors) / len(errors)
 
 

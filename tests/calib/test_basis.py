@@ -16,10 +16,12 @@ from calib.basis import Rotations, centre, fold, rotate, rotates, value_attentio
 from calib.layers import quantized_layers
 from calib.quantize import change_basis, quantize
 from calib.rotation import (
+    Rounded,
     cayley,
     keep_ones,
     learn_rotations,
     random_rotation,
+    relative_error,
     rounding_error,
 )
 from calib.scheme import QuantScheme
@@ -167,6 +169,28 @@ def test_learning_makes_rounding_err_less() -> None:
     for updates in (0, 60):
         errors.append(rounding_error(rotate(folded, learn_rotations(folded, bits, updates)), bits))
     assert errors[1] < 0.93 * errors[0] < 0.93 * rounding_error(folded, bits)
+
+
+def test_learning_minimises_the_objective_that_it_is_given() -> None:
+    """What one layer costs falls further where nothing else counts; and an objective sees each layer's own rounding
+    error, rows of values by head, in the basis as it is."""
+    folded, _ = fold(small_teacher().model)
+    bits, wanted = four_bits(folded), "blocks.0.mlp.fc1"
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+
+    def one_layer(rounded: Rounded) -> Tensor:
+        shapes.setdefault(rounded.layer, set()).add(tuple(rounded.error.shape))
+        return relative_error(rounded) * (rounded.layer == wanted)
+
+    def error(rotations: Rotations) -> float:
+        layer = rotate(folded, rotations).get_submodule(wanted)
+        return rounding_error(nn.Sequential(layer), {"0": 4})
+
+    alone = error(learn_rotations(folded, bits, 60, objective=one_layer))
+    assert alone < 0.8 * error(learn_rotations(folded, bits, 60))
+    attention, width = folded.blocks[0].attn, folded.embed_dim
+    assert shapes["blocks.0.attn.qkv"] == {(2 * width, width), (attention.num_heads, attention.head_dim, width)}
+    assert shapes.keys() == bits.keys()
 
 
 def test_learning_depends_on_its_seed_alone() -> None:
