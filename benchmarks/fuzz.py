@@ -226,7 +226,7 @@ def command(words: list[str]) -> None:
         raise SystemExit(0)
 
     with contextlib.ExitStack() as stack:
-        for name in ("inversion.teacher.load_teacher", "pipeline.stages.load_teacher", "pipeline.single.load_teacher"):
+        for name in ("inversion.teacher.load_teacher", "pipeline.stages.load_teacher", "pipeline.single.teacher_of"):
             stack.enter_context(mock.patch(name, begin))
         stack.enter_context(contextlib.redirect_stderr(said))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -350,7 +350,8 @@ def test_a_refused_command_leaves_the_verdict_of_before(copy: Path, tmp_path: Pa
     """Pictures of which the last is broken, gates that mean nothing: nothing is run, and nothing is lost."""
     for digit in range(10):
         (tmp_path / "val" / str(digit)).mkdir(parents=True)
-        Image.new("L", (32, 32)).save(tmp_path / "val" / str(digit) / "0.png")
+        noise = np.random.default_rng(digit).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "val" / str(digit) / "0.png")
     last = tmp_path / "val" / "9" / "0.png"
     last.write_bytes(last.read_bytes()[:60])
     junit = tmp_path / "gates.xml"
