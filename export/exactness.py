@@ -32,13 +32,13 @@ def products_saturate() -> bool:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # ONNX Runtime names a missing GPU otherwise
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(_largest_products(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(largest_products(), options, providers=["CPUExecutionProvider"])
     largest = 127 * STEP
     (found,) = session.run(None, {"x": np.full((1, SIDE, SIDE), largest, np.float32)})
     return not np.allclose(found, SIDE * largest**2, rtol=1e-3)
 
 
-def _largest_products() -> bytes:
+def largest_products() -> bytes:
     """A model whose integers are all 127: two such products, of unsigned by signed numbers, do not fit 16 bits."""
     step = numpy_helper.from_array(np.array(STEP, np.float32), "step")
     weight = numpy_helper.from_array(np.full((SIDE, SIDE), 127, np.int8), "weight")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.exactness import exact_settings
+from export.exactness import exact_settings, largest_products
 from export.files import require_own_data
 from export.profile import PROVIDERS
 from inversion.errors import InputError, MachineError
@@ -135,6 +135,29 @@ def require_provider(provider: str) -> None:
         raise InputError(f"unknown provider {provider!r}: take one of {', '.join(PROVIDERS)}.")
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise MachineError(f"this ONNX Runtime has no provider {provider!r}: install one that has it, or use cpu.")
+    if provider != "cpu":
+        _start(provider)
+
+
+def _start(provider: str) -> None:
+    """A small model on the provider: one that is built in still lacks its GPU or its libraries on most machines."""
+    onnxruntime.preload_dlls()
+    onnxruntime.set_default_logger_severity(FATAL)
+    wanted, found = PROVIDERS[provider], ""
+    # ONNX Runtime raises a different class for every way a provider can fail
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = FATAL
+        session = onnxruntime.InferenceSession(largest_products(), options, providers=[wanted], enable_fallback=0)
+        found = session.get_providers()[0]
+    except Exception as error:
+        raise MachineError(
+            f"the provider {provider!r} did not start here ({_first_line(error)}): run `pipeline doctor`, or use cpu."
+        ) from error
+    finally:
+        onnxruntime.set_default_logger_severity(WARNING)
+    if found != wanted:
+        raise MachineError(f"the provider {provider!r} did not start here: run `pipeline doctor`, or use cpu.")
 
 
 def _load(path: Path, provider: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
