@@ -24,6 +24,7 @@ from inversion.teacher import (
     digits_vit,
     input_spec,
     load_state,
+    patches_of,
     require_alike,
     require_plain_vit,
     timm_name_of,
@@ -146,6 +147,7 @@ def _timms(
         return model, True
     state, _ = as_timm(read_checkpoint(checkpoint), model.state_dict().keys())
     require_alike(model, state, name, checkpoint)
+    patches_of(model, state, name, checkpoint)
     found = state.get("head.weight")
     fresh = found is None or len(found) != teacher.spec.num_classes
     heads = {key for key in model.state_dict() if key.split(".")[0] in HEADS} if fresh else set()

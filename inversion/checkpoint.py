@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import collections
 import hashlib
-import pathlib
 import re
-import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy._core import multiarray as np_arrays
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,21 +24,36 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "ne
 """Keys of a trained model, beside which others may hold its moving average."""
 
 
-def _path(*parts: str) -> str:
-    return str(pathlib.PurePosixPath(*parts))
+AVERAGE = re.compile(r"(^|_)(ema|swa)(_|$)|averag|shadow")
+"""Keys and prefixes of a moving average of the weights."""
 
 
-KINDS = ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
-ARRAYS = ("_reconstruct", "scalar")
-PLAIN_DATA: list[Any] = [
-    argparse.Namespace, types.SimpleNamespace, collections.OrderedDict, collections.defaultdict, dict, list, set,
-    np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in KINDS),
+class Ignored:
+    """Stands for an object beside the weights: it takes whatever made it, and keeps and runs nothing."""
+
+    def __new__(cls, *_args: Any) -> Ignored:
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+def _empty(*_args: Any) -> dict[Any, Any]:
+    return {}
+
+
+BESIDE = (
+    "argparse.Namespace", "types.SimpleNamespace",
+    *(f"{module}.{kind}{flavour}Path" for module in ("pathlib", "pathlib._local")
+      for kind in ("", "Pure") for flavour in ("", "Posix", "Windows") if kind + flavour),
     # by the names that NumPy 1 and 2 write
-    *((getattr(np_arrays, name), f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ARRAYS),
-    *((_path, f"{module}.{kind}") for module in ("pathlib", "pathlib._local")
-      for kind in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
-]  # fmt: skip
-"""Classes of plain data that a pickle may name: arguments, paths, numbers. None of them runs anything."""
+    *(f"numpy.{core}.multiarray.{what}" for core in ("core", "_core") for what in ("scalar", "_reconstruct")),
+    "numpy.dtype", "numpy.ndarray",
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"builtins.{kind}" for kind in ("bool", "int", "float", "str", "list", "tuple", "dict")),
+)  # fmt: skip
+PLAIN_DATA: list[Any] = [*((Ignored, name) for name in BESIDE), (_empty, "collections.defaultdict")]
+"""Arguments, paths, numbers, dates: what a pickle may name beside what torch itself reads. All are stand-ins here."""
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 
 
@@ -146,14 +155,22 @@ def _chosen(loaded: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor]
         if key not in sets:
             raise InputError(f"--checkpoint-key {key!r} is not in {str(path)!r}: it holds {names}.")
         return sets[key], ()
-    trained = [name for name in sets if name.rpartition(".")[2] in WRAPPERS] if len(sets) > 1 else list(sets)
+    if len(sets) == 1:
+        return next(iter(sets.values())), ()
+    trained = [name for name in sets if _rank(name)[1] < len(WRAPPERS)]
     if not trained:
         raise InputError(
             f"checkpoint {str(path)!r} holds several sets of weights ({names}): choose one with --checkpoint-key."
         )
-    taken = min(trained, key=lambda name: WRAPPERS.index(name.rpartition(".")[2]) if len(sets) > 1 else 0)
-    others = f"{str(path)!r} holds {names}: {taken!r} was taken; --checkpoint-key takes another."
-    return sets[taken], (others,) if len(sets) > 1 else ()
+    taken = min(trained, key=_rank)
+    return sets[taken], (f"{str(path)!r} holds {names}: {taken!r} was taken; --checkpoint-key takes another.",)
+
+
+def _rank(name: str) -> tuple[bool, int]:
+    """Trained weights before their moving average, then by the key nearest to them that is a usual one."""
+    keys = name.split(".")
+    usual = next((WRAPPERS.index(key) for key in reversed(keys) if key in WRAPPERS), len(WRAPPERS))
+    return any(map(AVERAGE.search, keys)), usual
 
 
 def _sets(loaded: Any, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -178,10 +195,12 @@ def _require_stored(path: Path) -> None:
             return
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"checkpoint {str(path)!r} is {NOT_PLAIN}") from error
-    if unpacked > path.stat().st_size:
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise InputError(f"checkpoint {str(path)!r} is a TorchScript program, which is not run: save its state_dict.")
+    if (unpacked := sum(entry.file_size for entry in entries)) > path.stat().st_size:
         raise InputError(
             f"checkpoint {str(path)!r} unpacks to {unpacked} bytes, more than it has: save it with torch.save."
         )

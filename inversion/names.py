@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor
 
+from inversion.checkpoint import AVERAGE
 from inversion.errors import InputError
 
 WRAPPING = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"}
@@ -37,7 +38,8 @@ def as_timm(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str,
     """`state` under timm's `names`, as far as it can be told, and a sentence for what was left out.
 
     One rule: a first part of the name that all tensors share and the model lacks is a wrapper's, and goes, again and
-    again. Where only some share it, as beside a loss with weights of its own, the part that holds the model is taken.
+    again. Where only some share it, as beside a loss with weights of its own, the part that holds the model is taken,
+    rather than its moving average.
     """
     state = _joined((_without_wrapping(key), value) for key, value in state.items())
     ours = {name.partition(".")[0] for name in names}
@@ -50,7 +52,7 @@ def as_timm(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str,
         return _from_hugging_face(state), ()
     if state.keys() & set(names):
         return state, ()
-    for first in sorted({key.partition(".")[0] for key in state}):
+    for first in sorted({key.partition(".")[0] for key in state}, key=lambda one: (bool(AVERAGE.search(one)), one)):
         part = {key.removeprefix(f"{first}."): value for key, value in state.items() if key.startswith(f"{first}.")}
         inner, _ = as_timm(part, names) if part else ({}, ())
         if {"pos_embed", "patch_embed.proj.weight"} & inner.keys():
@@ -75,7 +77,10 @@ def _joined(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value, which Hugging Face keeps apart, become one tensor."""
+    """Query, key and value, which Hugging Face keeps apart, become one tensor.
+
+    A DeiT without its teacher's head still has the distillation token, beside the one that answers: timm's register.
+    """
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -91,6 +96,8 @@ def _from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
             if changed:
                 break
         found[bare] = value
+    if "dist_token" in found and "head_dist.weight" not in found:
+        found["reg_token"] = found.pop("dist_token")
     for name, three in parts.items():
         if len(three) == 3:
             found[name] = torch.cat([three[part] for part in ("query", "key", "value")])

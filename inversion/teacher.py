@@ -340,40 +340,77 @@ def _shape_from_state(
     require_alike(probe, state, name, path)
     # a tensor of another width fits no such model, and its length must not size one
     width = probe.embed_dim
-    head, positions, kernel = (state.get(key, torch.empty(0)) for key in ("head.weight", "pos_embed", KERNEL))
+    head, kernel = (state.get(key, torch.empty(0)) for key in ("head.weight", KERNEL))
     if head.ndim == 2 and head.shape[1] == width:
         kwargs["num_classes"] = head.shape[0]
     elif "head.weight" not in state and KERNEL in state:
         raise InputError(f"{file} has no classifier ('head.weight'): a feature extractor cannot be inverted.")
     if kernel.ndim == 4 and len(kernel) == width and kernel.shape[1] != probe.patch_embed.proj.in_channels:
         kwargs["in_chans"] = kernel.shape[1]
+    tokens = probe.num_prefix_tokens
     if "fc_norm.weight" in state and "norm.weight" not in state and probe.global_pool == "token":
         kwargs["global_pool"] = "avg"
-    if probe.pos_embed is not None and positions.ndim == 3 and positions.shape[2] == width:
-        prefix = 0 if probe.no_embed_class else probe.num_prefix_tokens
-        found = positions.shape[1] - prefix
-        side = math.isqrt(max(found, 0))
-        if found != probe.patch_embed.num_patches:
-            if side < 1 or side * side != found:
-                raise InputError(
-                    f"{file} has positions for {found} patches, which is no square grid, {name!r} for "
-                    f"{probe.patch_embed.num_patches}: name its own architecture; other grids are not taken."
-                )
-            kwargs["img_size"] = side * probe.patch_embed.patch_size[0]
+        if "cls_token" not in state and probe.cls_token is not None:
+            kwargs["class_token"] = False
+            tokens -= 1
+    if _is_one_register(probe, state):
+        kwargs["reg_tokens"] = 1
+        tokens += 1
+    found = patches_of(probe, state, name, path, tokens)
+    if found is not None and found != probe.patch_embed.num_patches:
+        kwargs["img_size"] = math.isqrt(found) * probe.patch_embed.patch_size[0]
     return kwargs
 
 
+def patches_of(
+    model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str, tokens: int | None = None
+) -> int | None:
+    """For how many patches the checkpoint has positions, beside those of `tokens`; None where that is not to be told.
+
+    Raises `InputError` for another grid than the model's that is no square: it would be resampled as one.
+    """
+    positions, ours = state.get("pos_embed"), model.pos_embed
+    if positions is None or ours is None or positions.ndim != 3 or positions.shape[2] != ours.shape[2]:
+        return None
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens if tokens is None else tokens
+    found = positions.shape[1] - prefix
+    if found != model.patch_embed.num_patches and (found < 1 or math.isqrt(found) ** 2 != found):
+        raise InputError(
+            f"checkpoint {str(path)!r} has positions for {found} patches, which is no square grid, {name!r} for "
+            f"{model.patch_embed.num_patches}: name its own architecture; other grids are not taken."
+        )
+    return found
+
+
+def _is_one_register(model: VisionTransformer, state: dict[str, Tensor]) -> bool:
+    """Whether the checkpoint has one token more than `model`, with a position of its own, which no answer is read from:
+    the distillation token of a DeiT that was fine-tuned without its second head."""
+    lacks = "reg_token" in state and model.reg_token is None and not model.no_embed_class
+    return lacks and state["reg_token"].shape == (1, 1, model.embed_dim)
+
+
 def require_alike(model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str) -> None:
-    """Raises `InputError` for patches of another size, which timm would resample, and for tokens that it would drop."""
-    kernel = state.get(KERNEL, torch.empty(0))
-    if kernel.ndim == 4 and tuple(kernel.shape[2:]) != tuple(model.patch_embed.patch_size):
+    """Raises `InputError` for what timm would repair or drop: patches of another size, pixels in an order of their own,
+    a layer before the classifier, tokens."""
+    kernel = state.get(KERNEL, model.patch_embed.proj.weight)
+    if kernel.ndim != 4:
+        raise InputError(
+            f"checkpoint {str(path)!r} has {kernel.ndim} dimensions in {KERNEL!r}, which does not tell the order of "
+            "its pixels: save it as the kernel of a convolution."
+        )
+    if any(key.startswith("pre_logits.") for key in state):
+        raise InputError(
+            f"checkpoint {str(path)!r} has a layer before its classifier ('pre_logits'), which timm leaves out: "
+            "give weights without it."
+        )
+    if tuple(kernel.shape[2:]) != tuple(model.patch_embed.patch_size):
         theirs, ours = ("x".join(map(str, size)) for size in (kernel.shape[2:], model.patch_embed.patch_size))
         raise InputError(
             f"checkpoint {str(path)!r} has patches of {theirs} pixels, {name!r} of {ours}: name its own architecture "
             "with --teacher."
         )
     for token, kind in (("dist_token", "distilled"), ("reg_token", "with registers")):
-        if token in state and getattr(model, token, None) is None:
+        if token in state and getattr(model, token, None) is None and not _is_one_register(model, state):
             raise InputError(
                 f"checkpoint {str(path)!r} is of a ViT {kind} ({token!r}), {name!r} is none: name its own architecture."
             )

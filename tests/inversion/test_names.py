@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inversion.checkpoint import read_checkpoint
 from inversion.config import GivenInput
 from inversion.errors import InputError, MachineError
 from inversion.names import as_timm
@@ -59,7 +62,8 @@ def hugging_face(state: dict[str, Tensor], prefix: str = "vit.") -> dict[str, Te
                      "norm1": "layernorm_before", "norm2": "layernorm_after"}  # fmt: skip
             found[f"{layer}{names[rest.rpartition('.')[0]]}.{parts[-1]}"] = value
         else:
-            names = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+            names = {"cls_token": "embeddings.cls_token", "dist_token": "embeddings.distillation_token",
+                     "pos_embed": "embeddings.position_embeddings",
                      "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
                      "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
                      "norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias"}  # fmt: skip
@@ -99,6 +103,42 @@ def test_tensors_of_a_loss_are_left_out_and_said(state: dict[str, Tensor]) -> No
     found, (note,) = as_timm({**prefixed(state, "model."), "criterion.weight": torch.ones(3)}, state.keys())
     assert found.keys() == state.keys()
     assert note == "1 tensors beside 'model' were left out, as 'criterion.weight'."
+
+
+def test_the_model_goes_before_its_moving_average(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Side by side in one state_dict, or under keys of which the average's are the more usual ones."""
+    average = {key: value + 1 for key, value in state.items()}
+    both = {**prefixed(average, "ema_model.module."), **prefixed(state, "model.")}
+    found, _ = as_timm(both, state.keys())
+    assert torch.equal(found["norm.bias"], state["norm.bias"])
+    torch.save({"ema": {"model": average}, "network": state}, tmp_path / "a.pth")
+    taken = load_teacher(NAME, tmp_path / "a.pth")
+    assert torch.equal(taken.model.norm.bias, state["norm.bias"])
+    assert "'network' was taken" in taken.notes[0]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [np.array(["a"]), np.str_("a"), np.bool_(True), collections.defaultdict(list, {"a": [1]}),
+     collections.defaultdict(int), datetime.datetime(2026, 1, 1), datetime.timedelta(3),
+     np.random.RandomState(0).get_state(), np.dtype("float32"), types.SimpleNamespace(a=1), {1, 2}, 1j],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_whatever_data_stands_beside_the_weights(
+    beside: Any, archive: bool, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Also where a class of its own comes along, as a number type of NumPy or what fills a defaultdict."""
+    content = {"args": beside, "log": [{"more": beside}], "state_dict": state}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=archive)
+    assert read_checkpoint(tmp_path / "a.pth").keys() == state.keys()
+
+
+def test_torchscript_is_called_so(tmp_path: Path) -> None:
+    """It is a program, and nothing of it runs."""
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "a.pth")
+    with pytest.raises(InputError, match="is a TorchScript program, which is not run: save its state_dict"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 def stepped_optimizer() -> dict[str, Any]:
@@ -167,6 +207,8 @@ def changed(state: dict[str, Tensor], **tensors: Tensor) -> dict[str, Tensor]:
         ({"patch_embed__proj__weight": torch.zeros(192, 1, 16, 16)}, "takes 1 channels and has 3 numbers of mean"),
         ({"dist_token": torch.zeros(1, 1, 192)}, "is of a ViT distilled"),
         ({"reg_token": torch.zeros(1, 4, 192)}, "is of a ViT with registers"),
+        ({"patch_embed__proj__weight": torch.zeros(192, 768)}, "does not tell the order of its pixels"),
+        ({"pre_logits__fc__weight": torch.zeros(192, 192)}, r"a layer before its classifier \('pre_logits'\)"),
         ({"head__weight": torch.zeros(1, 192), "head__bias": torch.zeros(1)}, "answers for 1 class, .* softmax"),
     ],
 )
@@ -191,6 +233,25 @@ def test_average_pooling_and_channels_follow_the_weights(tmp_path: Path) -> None
     save_file(model(global_pool="avg", in_chans=1).state_dict(), tmp_path / "a.safetensors")
     teacher = load_teacher(NAME, tmp_path / "a.safetensors", given=GivenInput((0.25,), (0.5,)))
     assert (teacher.model.global_pool, teacher.spec.channels, teacher.spec.mean) == ("avg", 1, (0.25,))
+
+
+def test_average_pooling_without_a_class_token(tmp_path: Path) -> None:
+    """The grid is counted without it, and the answers are the model's own."""
+    mine = model(global_pool="avg", class_token=False)
+    save_file(mine.state_dict(), tmp_path / "a.safetensors")
+    picture = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_teacher(NAME, tmp_path / "a.safetensors").logits(picture), mine(picture).detach())
+
+
+def test_hugging_face_deit_without_its_teachers_head(tmp_path: Path) -> None:
+    """Its distillation token is read by no classifier, and by attention all the same."""
+    mine = model(reg_tokens=1)
+    nn.init.normal_(mine.reg_token)
+    theirs = hugging_face({k.replace("reg_token", "dist_token"): v for k, v in mine.state_dict().items()}, "deit.")
+    assert "deit.embeddings.distillation_token" in theirs
+    save_file(theirs, tmp_path / "a.safetensors")
+    picture = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_teacher(NAME, tmp_path / "a.safetensors").logits(picture), mine(picture).detach())
 
 
 def test_one_output_is_refused() -> None:
