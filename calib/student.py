@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from inversion.checkpoint import read_checkpoint
+from inversion.checkpoint import read_weights
 from inversion.errors import InputError
 from inversion.names import as_timm
 from inversion.teacher import (
@@ -19,6 +19,7 @@ from inversion.teacher import (
     DIGITS_WEIGHTS,
     InputSpec,
     Teacher,
+    config_beside,
     create_model,
     create_pretrained,
     digits_vit,
@@ -27,9 +28,12 @@ from inversion.teacher import (
     patches_of,
     require_alike,
     require_plain_vit,
+    require_same_heads,
     timm_name_of,
 )
 
+Loaded = tuple[VisionTransformer, bool, tuple[str, ...]]
+"""A model, whether its head knows nothing yet, and what was chosen or left out of its checkpoint."""
 TEACHERS_OWN = "teacher"
 HEADS = ("head", "head_dist")
 HEAD_STD = 0.02
@@ -42,6 +46,8 @@ class Student:
     model: VisionTransformer
     spec: InputSpec
     name: str
+    notes: tuple[str, ...] = ()
+    """What was chosen or left out of its checkpoint, in sentences."""
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -67,15 +73,16 @@ def load_student(
 
     Raises `InputError` where the grids, the channels or the checkpoint do not fit.
     """
+    notes: tuple[str, ...] = ()
     if name == TEACHERS_OWN:
         if checkpoint or size:
             raise InputError("the student 'teacher' is the teacher itself: leave its checkpoint and size out.")
         model, fresh = _own(teacher, random_weights, seed), True
     elif name == DIGITS_VIT:
-        model, fresh = _digits(checkpoint, random_weights, seed)
+        model, fresh, notes = _digits(checkpoint, random_weights, seed)
     else:
-        model, fresh = _timms(name, teacher, checkpoint, size, random_weights, seed)
-    student = Student(model.train().requires_grad_(True), input_spec(model), name)
+        model, fresh, notes = _timms(name, teacher, checkpoint, size, random_weights, seed)
+    student = Student(model.train().requires_grad_(True), input_spec(model), name, notes)
     _require_fit(student, teacher)
     if fresh or fresh_head:
         _draw_head(model, seed)
@@ -118,42 +125,47 @@ def _own(teacher: Teacher, random_weights: bool, seed: int) -> VisionTransformer
     return model
 
 
-def _digits(checkpoint: Path | None, random_weights: bool, seed: int) -> tuple[VisionTransformer, bool]:
+def _digits(checkpoint: Path | None, random_weights: bool, seed: int) -> Loaded:
     model = digits_vit()
     if random_weights:
         _draw_all(model, seed)
-    else:
-        path = checkpoint or DIGITS_WEIGHTS
-        state, _ = as_timm(read_checkpoint(path), model.state_dict().keys())
-        load_state(model, {key: value.float() for key, value in state.items()}, DIGITS_VIT, path)
-    return model, random_weights
+        return model, True, ()
+    path = checkpoint or DIGITS_WEIGHTS
+    state, notes = read_weights(path)
+    state, left_out = as_timm(state, model.state_dict().keys())
+    load_state(model, {key: value.float() for key, value in state.items()}, DIGITS_VIT, path)
+    return model, False, (*notes, *left_out)
 
 
 def _timms(
     name: str, teacher: Teacher, checkpoint: Path | None, size: int | None, random_weights: bool, seed: int
-) -> tuple[VisionTransformer, bool]:
-    """The model, and whether its head knows nothing yet."""
+) -> Loaded:
     timm_name = timm_name_of(name)
     shape = {"num_classes": teacher.spec.num_classes, "img_size": (size, size) if size else teacher.spec.size}
     if checkpoint is None and not random_weights:
         probe = create_model(timm_name)
         require_plain_vit(probe, name)
         model = create_pretrained(timm_name, name, "--student-checkpoint FILE", **shape)
-        return model, probe.num_classes != teacher.spec.num_classes
-    model = create_model(timm_name, **shape)
+        return model, probe.num_classes != teacher.spec.num_classes, ()
+    config = config_beside(checkpoint, timm_name) if checkpoint else None
+    model = create_model(timm_name, **(config.model_args if config else {}) | shape)
     require_plain_vit(model, name)
     if checkpoint is None:
         _draw_all(model, seed)
-        return model, True
-    state, _ = as_timm(read_checkpoint(checkpoint), model.state_dict().keys())
+        return model, True, ()
+    require_same_heads(model, config, name, checkpoint)
+    if config:
+        model.pretrained_cfg = {**model.pretrained_cfg, **config.settings}
+    state, notes = read_weights(checkpoint)
+    state, left_out = as_timm(state, model.state_dict().keys())
     require_alike(model, state, name, checkpoint)
     patches_of(model, state, name, checkpoint)
     found = state.get("head.weight")
-    fresh = found is None or len(found) != teacher.spec.num_classes
+    fresh = found is None or found.ndim != 2 or len(found) != teacher.spec.num_classes
     heads = {key for key in model.state_dict() if key.split(".")[0] in HEADS} if fresh else set()
     kept = {key: value for key, value in state.items() if key.split(".")[0] not in HEADS} if fresh else state
     load_state(model, kept, name, checkpoint, absent=heads)
-    return model, fresh
+    return model, fresh, (*notes, *left_out)
 
 
 def _require_fit(student: Student, teacher: Teacher) -> None:

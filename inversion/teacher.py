@@ -131,12 +131,7 @@ def load_teacher(
     if checkpoint is not None:
         if hub:
             raise InputError(f"teacher {name!r} brings its own weights: leave --checkpoint out, or name timm's model.")
-        config = read_config(weights_file(checkpoint).parent)
-        if config and config.architecture != timm_name.split(".")[0]:
-            raise InputError(
-                f"{str(checkpoint)!r} is a {config.architecture} by its {CONFIG}, not a {timm_name}: name its own "
-                "architecture with --teacher."
-            )
+        config = config_beside(checkpoint, timm_name)
         return _from_file(name, timm_name, checkpoint, checkpoint_key, config, given, device)
     if not hub:
         model = create_model(timm_name)
@@ -153,7 +148,7 @@ def _from_folder(name: str, checkpoint: Path | str | None, key: str | None, give
     if checkpoint is not None:
         raise InputError(f"teacher {name!r} brings its own weights: leave --checkpoint out.")
     config = read_config(folder) if folder.is_dir() else None
-    if config is None:
+    if config is None or config.architecture is None:
         raise InputError(f"teacher {name!r} is no folder with a {CONFIG} as timm writes it: name timm's model instead.")
     if config.architecture == DIGITS_VIT:
         model = _load_digits_vit(weights_file(folder), False, key)
@@ -166,11 +161,17 @@ def _from_file(
     device: str,
 ) -> Teacher:  # fmt: skip
     state, notes = read_weights(checkpoint, key)
+    told = config.model_args if config else {}
     with torch.device("meta"):
-        probe = create_model(timm_name)
+        probe = create_model(timm_name, **told)
     require_plain_vit(probe, name)
     state, left_out = as_timm(state, probe.state_dict().keys())
-    model = create_model(timm_name, **_shape_from_state(probe, state, name, checkpoint))
+    shape = _shape_from_state(probe, state, name, checkpoint)
+    if config and config.pool and config.pool != shape.get("global_pool", probe.global_pool):
+        # two poolings of one set of tensors: only the config tells which
+        shape |= {"global_pool": config.pool, "fc_norm": "fc_norm.weight" in state}
+    model = create_model(timm_name, **told | shape)
+    require_same_heads(model, config, name, checkpoint)
     require_plain_vit(model, name)
     load_state(model, state, name, checkpoint)
     said = (*notes, *left_out)
@@ -182,6 +183,26 @@ def _from_file(
             f"{tuple(cfg['std'])} of {timm_name} are taken; give others with --mean and --std.",
         )
     return _freeze(name, model, device, given, config, said)
+
+
+def config_beside(checkpoint: Path | str, timm_name: str) -> Config | None:
+    """What stands beside a checkpoint; `InputError` where it is of another architecture than `timm_name`."""
+    config = read_config(weights_file(checkpoint).parent)
+    if config and config.architecture not in (None, timm_name.split(".")[0]):
+        raise InputError(
+            f"{str(checkpoint)!r} is a {config.architecture} by its {CONFIG}, not a {timm_name}: name its own "
+            "architecture with --teacher."
+        )
+    return config
+
+
+def require_same_heads(model: VisionTransformer, config: Config | None, name: str, path: Path | str) -> None:
+    """The tensors do not tell how many heads their attention has, so that none other would be noticed."""
+    heads = model.blocks[0].attn.num_heads
+    if config and config.heads not in (None, heads):
+        raise InputError(
+            f"{str(path)!r} has {config.heads} heads by its {CONFIG}, {name!r} has {heads}: name its own architecture."
+        )
 
 
 def digits_vit() -> VisionTransformer:
@@ -252,6 +273,10 @@ def _freeze(
     labels = config.labels if config else None
     if labels and len(labels) != spec.num_classes:
         raise InputError(f"the {CONFIG} of {name!r} names {len(labels)} classes, the teacher has {spec.num_classes}.")
+    if config and config.classes not in (None, spec.num_classes):
+        raise InputError(
+            f"the {CONFIG} of {name!r} is for {config.classes} classes, its weights are for {spec.num_classes}."
+        )
     return Teacher(model, spec, name, weights_sha256(model.state_dict()), labels, notes)
 
 
@@ -298,7 +323,7 @@ def create_model(timm_name: str, **kwargs: Any) -> VisionTransformer:
     """timm's model with random weights; `InputError` where it cannot be built so."""
     try:
         return timm.create_model(timm_name, pretrained=False, **kwargs)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
         raise InputError(f"timm cannot build {timm_name!r}: {first_line(error)}.") from error
 
 

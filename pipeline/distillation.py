@@ -166,7 +166,8 @@ class Run:
         about = {"format": STUDENT_FORMAT, "teacher_sha256": job.teacher.sha256, "architecture": student.name}
         write_tensors(self.out / STUDENT, model, about)
         architecture, pool = student.model.pretrained_cfg["architecture"], student.model.global_pool
-        publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels))
+        built = getattr(student.model, "_model_args", {})  # what timm writes too
+        publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels, built))
         result = {
             "identity": self.identity,
             "teacher": describe_teacher(job.teacher),

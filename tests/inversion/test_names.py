@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from calib.student import load_student
 from inversion.checkpoint import read_checkpoint
 from inversion.config import GivenInput
 from inversion.errors import InputError, MachineError
@@ -307,6 +308,14 @@ def test_what_is_assumed_is_said(state: dict[str, Tensor], tmp_path: Path) -> No
         ({"pretrained_cfg": {"mean": ["a"]}}, "has mean \\['a'\\]: it must be a list of numbers"),
         ({"pretrained_cfg": {"std": [0, 0, 0]}}, "std 0,0,0 is not above 0"),
         ({"pretrained_cfg": {"interpolation": "nearest"}}, "interpolation 'nearest' is not one of"),
+        ({"pretrained_cfg": {"interpolation": 3}}, "has interpolation 3: it must be as timm writes it"),
+        ({"pretrained_cfg": {"crop_pct": "0.9"}}, "has crop_pct '0.9': it must be as timm writes it"),
+        ({"pretrained_cfg": {"mean": [True] * 3}}, "has mean .* it must be a list of numbers"),
+        ({"num_classes": 7}, "is for 7 classes, its weights are for 10"),
+        ({"model_args": {"checkpoint_path": "x.pth"}}, r"has model_args \['checkpoint_path'\]: only a model of"),
+        ({"model_args": [1]}, r"has model_args \[1\]: only a model of"),
+        ({"model_args": {"num_heads": 0}}, "timm cannot build"),
+        ({"model_args": {"depth": "two"}}, "timm cannot build"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(
@@ -315,6 +324,101 @@ def test_a_config_that_does_not_fit_is_refused(
     """By the value that is wrong."""
     with pytest.raises(InputError, match=said):
         load_teacher(NAME, folder(tmp_path / "mine", state, **about))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_heads": 6}, {"global_pool": "avg", "fc_norm": False}, {"global_pool": "avg"}, {"init_values": 1e-5},
+     {"qkv_bias": False}, {"mlp_ratio": 2}],
+    ids=str,
+)  # fmt: skip
+def test_a_config_tells_what_the_tensors_cannot(changes: dict[str, Any], tmp_path: Path) -> None:
+    """The number of heads, and the pooling where there is no norm to tell it by: the answers are the model's own."""
+    mine = model(**changes)
+    args = {**changes, "drop_path_rate": 0.1}
+    path = folder(tmp_path / "mine", mine.state_dict(), model_args=args, global_pool=mine.global_pool)
+    picture = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_teacher(NAME, path).logits(picture), mine(picture).detach())
+
+
+def test_a_config_of_timm_tells_the_pooling_without_arguments(tmp_path: Path) -> None:
+    """global_pool stands in every config.json that timm writes."""
+    mine = model(global_pool="avg", fc_norm=False)
+    path = folder(tmp_path / "mine", mine.state_dict(), global_pool="avg")
+    picture = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_teacher(NAME, path).logits(picture), mine(picture).detach())
+
+
+def test_labels_may_be_a_table(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """From each class's number to its name, in any order."""
+    table = {str(number): f"class {number}" for number in reversed(range(10))}
+    path = folder(tmp_path / "mine", state, label_names=table)
+    assert load_teacher(NAME, path).labels == tuple(f"class {number}" for number in range(10))
+
+
+HUGGING_FACE_CONFIG = {"model_type": "vit", "num_attention_heads": 3, "hidden_act": "gelu", "image_size": 32}
+PICTURES = {"image_mean": [0.25] * 3, "image_std": [0.5] * 3, "resample": 2, "size": {"height": 32, "width": 32}}
+
+
+def hugging_face_folder(root: Path, state: dict[str, Tensor], pictures: dict[str, Any], **about: Any) -> Path:
+    torch.save(hugging_face(state), root / "pytorch_model.bin")
+    (root / "config.json").write_text(json.dumps(HUGGING_FACE_CONFIG | about))
+    (root / "preprocessor_config.json").write_text(json.dumps(pictures))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "crop", "interpolation"),
+    [({}, 1.0, "bilinear"), ({"resample": 3, "size": 40, "crop_size": 32, "do_center_crop": True}, 0.8, "bicubic"),
+     ({"size": {"shortest_edge": 64}, "crop_size": {"height": 32}, "do_center_crop": True}, 0.5, "bilinear")],
+)  # fmt: skip
+def test_a_folder_of_hugging_face_is_read(
+    change: dict[str, Any], crop: float, interpolation: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Weights, classes and preprocessing, so that nothing is assumed."""
+    labels = {str(number): f"class {number}" for number in range(10)}
+    teacher = load_teacher(NAME, hugging_face_folder(tmp_path, state, PICTURES | change, id2label=labels))
+    spec = teacher.spec
+    assert (spec.mean, spec.std, spec.crop, spec.interpolation) == ((0.25,) * 3, (0.5,) * 3, crop, interpolation)
+    assert (teacher.labels, teacher.notes) == (tuple(labels.values()), ())
+    unnamed = {str(number): f"LABEL_{number}" for number in range(10)}
+    assert load_teacher(NAME, hugging_face_folder(tmp_path, state, PICTURES, id2label=unnamed)).labels is None
+
+
+@pytest.mark.parametrize(
+    ("pictures", "about", "said"),
+    [
+        ({}, {"num_attention_heads": 6}, "has 6 heads by its config.json, .* has 3: name its own"),
+        ({}, {"hidden_act": "relu"}, "has the activation 'relu': only a teacher with 'gelu'"),
+        ({}, {"problem_type": "multi_label_classification"}, "multi-label teacher"),
+        ({"rescale_factor": 1 / 127.5}, {}, "does not scale pixels to 0..1"),
+        ({"resample": 0}, {}, "has interpolation 0: it must be"),
+        ({"image_std": [0, 1, 1]}, {}, "std 0,1,1 is not above 0"),
+    ],
+)
+def test_what_hugging_face_does_otherwise_is_refused(
+    pictures: dict[str, Any], about: dict[str, Any], said: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """By the value that is in the way."""
+    with pytest.raises(InputError, match=said):
+        load_teacher(NAME, hugging_face_folder(tmp_path, state, PICTURES | pictures, **about))
+
+
+def test_students_are_read_as_teachers_are(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Wrappers, the choice among several sets, and what stands beside the file."""
+    save_file(state, tmp_path / "a.safetensors")
+    teacher = load_teacher(NAME, tmp_path / "a.safetensors")
+    path = folder(tmp_path / "mine", state) / "b.pth"
+    torch.save(
+        {"model_ema": {key: value + 1 for key, value in state.items()}, "model": prefixed(state, "module.")}, path
+    )
+    student = load_student(NAME, teacher, path)
+    assert torch.equal(student.model.norm.bias, state["norm.bias"])
+    assert (student.spec.mean, student.spec.std) == ((0.25,) * 3, (0.5,) * 3)
+    assert "'model' was taken" in student.notes[0]
+    (path.parent / "config.json").write_text('{"architecture": "vit_small_patch16_224", "pretrained_cfg": {}}')
+    with pytest.raises(InputError, match=r"is a vit_small_patch16_224 by its config\.json, not a vit_tiny"):
+        load_student(NAME, teacher, path)
 
 
 @pytest.mark.parametrize(
