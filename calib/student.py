@@ -134,6 +134,8 @@ def _digits(checkpoint: Path | None, random_weights: bool, seed: int) -> Loaded:
     state, notes = read_weights(path)
     state, left_out = as_timm(state, model.state_dict().keys())
     load_state(model, {key: value.float() for key, value in state.items()}, DIGITS_VIT, path)
+    if config := config_beside(path, DIGITS_VIT):
+        model.pretrained_cfg = {**model.pretrained_cfg, **config.settings}
     return model, False, (*notes, *left_out)
 
 

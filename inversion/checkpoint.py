@@ -73,7 +73,7 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     notes: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
         state = _read_safetensors(path)
-        if key:
+        if key and not (state := _part(state, key)):
             raise InputError(f"--checkpoint-key {key!r}: {str(path)!r} holds one set of weights, so leave it out.")
     else:
         state, notes = _chosen(_read_pth(path), path, key)
@@ -152,6 +152,8 @@ def _chosen(loaded: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor]
         raise InputError(f"checkpoint {str(path)!r} holds no state_dict: save model.state_dict() as safetensors.")
     names = ", ".join(map(repr, sets))
     if key is not None:
+        if key not in sets and len(sets) == 1 and (part := _part(next(iter(sets.values())), key)):
+            return part, ()
         if key not in sets:
             raise InputError(f"--checkpoint-key {key!r} is not in {str(path)!r}: it holds {names}.")
         return sets[key], ()
@@ -164,6 +166,11 @@ def _chosen(loaded: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor]
         )
     taken = min(trained, key=_rank)
     return sets[taken], (f"{str(path)!r} holds {names}: {taken!r} was taken; --checkpoint-key takes another.",)
+
+
+def _part(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `key`: one of several models side by side."""
+    return {name.removeprefix(f"{key}."): value for name, value in state.items() if name.startswith(f"{key}.")}
 
 
 def _rank(name: str) -> tuple[bool, int]:

@@ -58,7 +58,8 @@ def as_timm(state: dict[str, Tensor], names: Collection[str]) -> tuple[dict[str,
         if {"pos_embed", "patch_embed.proj.weight"} & inner.keys():
             others = [key for key in state if not key.startswith(f"{first}.")]
             return inner, (
-                f"{len(others)} tensors beside {first!r} were left out, as {others[0]!r}.",
+                f"{len(others)} tensors beside {first!r} were left out, as {others[0]!r}; "
+                "--checkpoint-key takes others.",
             ) if others else ()
     return state, ()
 

@@ -18,7 +18,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from inversion.checkpoint import first_line, read_checkpoint, read_weights, weights_file, weights_sha256
+from inversion.checkpoint import first_line, read_weights, weights_file, weights_sha256
 from inversion.config import CONFIG, Config, GivenInput, read_config
 from inversion.errors import InputError, MachineError
 from inversion.names import as_timm
@@ -121,11 +121,14 @@ def load_teacher(
     pretrained weights cannot be fetched.
     """
     given = given or GivenInput()
+    if checkpoint_key is not None and checkpoint is None and not name.startswith(LOCAL_DIR):
+        raise InputError(f"--checkpoint-key {checkpoint_key!r} chooses in a file: add --checkpoint.")
     if name.startswith(LOCAL_DIR):
         return _from_folder(name, checkpoint, checkpoint_key, given, device)
     if name == DIGITS_VIT:
-        model = _load_digits_vit(checkpoint, random_weights, checkpoint_key)
-        return _freeze(name, model, device, given)
+        model, notes = _load_digits_vit(checkpoint, random_weights, checkpoint_key)
+        config = config_beside(checkpoint, name) if checkpoint is not None else None
+        return _freeze(name, model, device, given, config, notes)
     hub = name.startswith(HF_HUB)
     timm_name = name if hub else timm_name_of(name)
     if checkpoint is not None:
@@ -151,8 +154,8 @@ def _from_folder(name: str, checkpoint: Path | str | None, key: str | None, give
     if config is None or config.architecture is None:
         raise InputError(f"teacher {name!r} is no folder with a {CONFIG} as timm writes it: name timm's model instead.")
     if config.architecture == DIGITS_VIT:
-        model = _load_digits_vit(weights_file(folder), False, key)
-        return _freeze(name, model, device, given, config)
+        model, notes = _load_digits_vit(folder, False, key)
+        return _freeze(name, model, device, given, config, notes)
     return _from_file(name, timm_name_of(config.architecture), folder, key, config, given, device)
 
 
@@ -295,13 +298,17 @@ def input_spec(model: VisionTransformer) -> InputSpec:
     )
 
 
-def _load_digits_vit(checkpoint: Path | str | None, random_weights: bool, key: str | None = None) -> VisionTransformer:
+def _load_digits_vit(
+    checkpoint: Path | str | None, random_weights: bool, key: str | None
+) -> tuple[VisionTransformer, tuple[str, ...]]:
     model = digits_vit()
-    if not random_weights:
-        path = checkpoint or DIGITS_WEIGHTS
-        state, _ = as_timm(read_checkpoint(path, key), model.state_dict().keys())
-        load_state(model, {name: value.float() for name, value in state.items()}, DIGITS_VIT, path)
-    return model
+    if random_weights:
+        return model, ()
+    path = checkpoint or DIGITS_WEIGHTS
+    state, notes = read_weights(path, key)
+    state, left_out = as_timm(state, model.state_dict().keys())
+    load_state(model, {name: value.float() for name, value in state.items()}, DIGITS_VIT, path)
+    return model, (*notes, *left_out)
 
 
 def timm_name_of(name: str) -> str:

@@ -101,6 +101,7 @@ class Run:
                     "teacher": job.teacher.sha256,
                     "student": job.student.name,
                     "initial weights": weights_sha256(job.student.model.state_dict()),
+                    "mean or std": [(spec.mean, spec.std) for spec in (job.teacher.spec, job.student.spec)],
                     "settings": dataclasses.asdict(job.settings),
                     "checks": job.checks,
                     **job.source.describe(),

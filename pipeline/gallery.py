@@ -25,6 +25,7 @@ from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors
 from pipeline.display import Display
 from pipeline.manifest import load_manifest
+from pipeline.recipe import make_recipe
 from pipeline.runfolder import require_no_way_out
 
 FILES = ("stages.png", "mosaics.png", "rebirth.png", "confidence.png")
@@ -194,8 +195,13 @@ def png(figure: Figure) -> bytes:
 def _teacher_of(run: Path, display: Display) -> Teacher | None:
     """The one that the manifest names, if there is a manifest and the teacher is to be had."""
     try:
-        recipe = load_manifest(run)["recipe"]
-        return load_teacher(recipe["teacher"], recipe["checkpoint"], device=choose_device().type)
+        told = load_manifest(run)["recipe"]
+        names = ("teacher", "checkpoint", "checkpoint_key", "input")
+        recipe = make_recipe({"bits": "w8a8", **{name: told.get(name) for name in names}})
+        return load_teacher(
+            recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input,
+            device=choose_device().type,
+        )  # fmt: skip
     except PatchRebirthError as error:
         display.say(f"confidences are left out without --teacher: {error}")
         return None

@@ -276,10 +276,12 @@ def real_pictures(recipe: Recipe, teacher: Teacher, display: Display) -> ValData
     return judging_pictures(teacher, recipe.checkpoint, recipe.judges, display)
 
 
-def teacher_of(recipe: Recipe, display: Display, checkpoint: Path | str | None = None) -> Teacher:
+def teacher_of(recipe: Recipe, display: Display, checkpoint: Path | str | None = None, device: str = "cpu") -> Teacher:
     """The teacher that a recipe names; what was assumed of it is said."""
     path = checkpoint or recipe.checkpoint
-    teacher = load_teacher(recipe.teacher, path, checkpoint_key=recipe.checkpoint_key, given=recipe.input)
+    teacher = load_teacher(
+        recipe.teacher, path, checkpoint_key=recipe.checkpoint_key, given=recipe.input, device=device
+    )
     for sentence in teacher.notes:
         display.warn(sentence)
     return teacher

@@ -13,7 +13,7 @@ from inversion.errors import InputError
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="The teacher's weights: safetensors, or a .pth of plain tensors.")
+    Path | None, typer.Option(help="The teacher's weights: safetensors, a trainer's .pth, or a folder with one.")
 ]
 CheckpointKey = Annotated[
     str | None, typer.Option(help="Which weights, where the checkpoint holds several, as in model_ema.")

@@ -12,16 +12,22 @@ from inversion.errors import InputError
 from pipeline.verbs.options import (
     BitsNeeded,
     Checkpoint,
+    CheckpointKey,
     ClassMap,
+    Crop,
     Device,
     ImageColumn,
+    Interpolation,
     LabelColumn,
+    Mean,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
+    Std,
     TeacherNeeded,
     ValData,
+    given_input,
     require_place,
     text_of,
 )
@@ -37,6 +43,11 @@ def sensitivity(
         typer.Option(help="Find the fewest bits within so many points of top-1, estimated on synthetic pictures."),
     ] = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     val_data: ValData = None,
     class_map: ClassMap = None,
     image_column: ImageColumn = None,
@@ -52,9 +63,12 @@ def sensitivity(
     """
     from pipeline.recipe import make_recipe
 
-    flags = {"teacher": teacher, "bits": bits, "val_data": text_of(val_data), "class_map": text_of(class_map)}
-    flags |= {"image_column": image_column, "label_column": label_column}
-    chosen = make_recipe({**flags, "checkpoint": text_of(checkpoint)}, recipe, overrides or ())
+    flags: dict[str, Any] = {
+        "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "checkpoint_key": checkpoint_key,
+        "val_data": text_of(val_data), "class_map": text_of(class_map), "image_column": image_column,
+        "label_column": label_column, **given_input(mean, std, crop, interpolation),
+    }  # fmt: skip
+    chosen = make_recipe(flags, recipe, overrides or ())
 
     from pipeline import sensitivity as layers
     from pipeline.display import Display
@@ -74,6 +88,11 @@ def distill(
     student: Annotated[str, typer.Option(help="Any timm plain-ViT name, or teacher: its own body, a fresh head.")],
     out: Annotated[Path, typer.Option(help="Folder for the student and its learning curve.")],
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     student_checkpoint: Annotated[Path | None, typer.Option(help="The student's first weights.")] = None,
     student_size: Annotated[int | None, typer.Option(help="Side of its pictures; the teacher's by default.")] = None,
     fresh_head: Annotated[bool, typer.Option("--fresh-head", help="A new classifier, whatever the weights.")] = False,
@@ -106,7 +125,7 @@ def distill(
 
     The student goes on as `pipeline build --teacher STUDENT --checkpoint OUT/student.safetensors`.
     """
-    from pipeline.recipe import make_distillation
+    from pipeline.recipe import make_distillation, make_recipe
 
     flags = {
         "method": method, "division_factor": division_factor, "sparsity": sparsity, "iterations": iterations,
@@ -116,27 +135,34 @@ def distill(
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}.")
     inversion, settings = make_distillation(teacher, flags, batches, {"seed": seed or 0}, overrides or ())
+    named = {
+        "teacher": teacher, "bits": "w8a8", "checkpoint": text_of(checkpoint), "checkpoint_key": checkpoint_key,
+        **given_input(mean, std, crop, interpolation),
+    }  # fmt: skip
+    chosen = make_recipe(named)
 
     from calib.student import load_student
     from inversion.machine import choose_device
-    from inversion.teacher import load_teacher
     from pipeline import distillation
     from pipeline.display import Display
     from pipeline.recipe import PictureSource
+    from pipeline.stages import teacher_of
     from pipeline.valdata import judging_pictures
 
-    loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
+    display = Display(quiet)
+    loaded = teacher_of(chosen, display, device=choose_device(device).type)
     learner = load_student(
         student, loaded, student_checkpoint, student_size,
         fresh_head=fresh_head, random_weights=random_weights, seed=seed or 0,
     )  # fmt: skip
+    for sentence in learner.notes:
+        display.warn(sentence)
     source = (
         distillation.Source(images=images, batch=batch, epochs=epochs)
         if images
         else distillation.Source(inversion, keep_images)
     )
     source_of_pictures = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
-    display = Display(quiet)
     pictures = judging_pictures(loaded, checkpoint, source_of_pictures, display)
     job = distillation.Job(loaded, learner, source, settings, pictures, checks)
     result = distillation.distill(job, out, display, device)

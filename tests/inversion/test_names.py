@@ -103,7 +103,7 @@ def test_tensors_of_a_loss_are_left_out_and_said(state: dict[str, Tensor]) -> No
     """A Lightning module with more than the model."""
     found, (note,) = as_timm({**prefixed(state, "model."), "criterion.weight": torch.ones(3)}, state.keys())
     assert found.keys() == state.keys()
-    assert note == "1 tensors beside 'model' were left out, as 'criterion.weight'."
+    assert note == "1 tensors beside 'model' were left out, as 'criterion.weight'; --checkpoint-key takes others."
 
 
 def test_the_model_goes_before_its_moving_average(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -112,6 +112,13 @@ def test_the_model_goes_before_its_moving_average(state: dict[str, Tensor], tmp_
     both = {**prefixed(average, "ema_model.module."), **prefixed(state, "model.")}
     found, _ = as_timm(both, state.keys())
     assert torch.equal(found["norm.bias"], state["norm.bias"])
+    save_file({key: value.clone() for key, value in both.items()}, tmp_path / "b.safetensors")
+    torch.save({"state_dict": both}, tmp_path / "b.pth")
+    for name in ("b.safetensors", "b.pth"):
+        chosen = load_teacher(NAME, tmp_path / name, checkpoint_key="ema_model")
+        assert torch.equal(chosen.model.norm.bias, average["norm.bias"])
+    with pytest.raises(InputError, match="--checkpoint-key 'ema' chooses in a file: add --checkpoint"):
+        load_teacher(NAME, checkpoint_key="ema")
     torch.save({"ema": {"model": average}, "network": state}, tmp_path / "a.pth")
     taken = load_teacher(NAME, tmp_path / "a.pth")
     assert torch.equal(taken.model.norm.bias, state["norm.bias"])

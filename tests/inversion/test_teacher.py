@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from inversion import teacher
+from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError, MachineError
 from inversion.teacher import ALIASES, InputSpec, Teacher, digits_vit, load_teacher, require_plain_vit, weights_sha256
 from pipeline.valdata import digits_held_out
@@ -72,7 +73,7 @@ def test_digits_vit_as_documented(digits: Teacher) -> None:
     assert digits.spec == InputSpec((32, 32), (0.5,), (0.5,), "bicubic", 1.0, 10)
     assert (digits.grid, digits.patch_size, digits.num_patches) == ((8, 8), (4, 4), 64)
     assert teacher.DIGITS_WEIGHTS.stat().st_size <= 2_000_000
-    assert {value.dtype for value in teacher.read_checkpoint(teacher.DIGITS_WEIGHTS).values()} == {torch.float16}
+    assert {value.dtype for value in read_checkpoint(teacher.DIGITS_WEIGHTS).values()} == {torch.float16}
     assert digits.model.pos_embed.dtype == torch.float32
 
 

@@ -144,3 +144,26 @@ def test_a_student_is_a_teacher_for_the_next_command(tmp_path: Path) -> None:
     by_file = load_teacher("digits_vit", tmp_path / "student" / "student.safetensors")
     assert by_folder.sha256 == by_file.sha256
     assert by_folder.spec == by_file.spec
+
+
+def test_a_teacher_with_pixels_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--checkpoint-key, --mean and --std reach the teacher; config.json tells them to the next command; others of them
+    are another distillation."""
+    state = load_teacher("digits_vit").model.state_dict()
+    torch.save({"model": {key: value * 0 for key, value in state.items()}, "ema": state}, tmp_path / "a.pth")
+    out = tmp_path / "student"
+    line = (
+        f"distill --teacher digits_vit --checkpoint {tmp_path / 'a.pth'} --checkpoint-key ema --student teacher "
+        f"--batches 1 --batch 8 --iterations 4 --checks 1 --quiet --out {out}"
+    )
+    assert run(f"{line} --mean 0.25 --std 0.25 --crop 0.75") == 0
+    result = json.loads((out / "distillation.json").read_text())
+    assert result["identity"]["teacher"] == load_teacher("digits_vit").sha256
+    spec = load_teacher("digits_vit", out / "student.safetensors").spec
+    assert (spec.mean, spec.std, spec.crop) == ((0.25,), (0.25,), 0.75)
+    assert load_teacher(f"local-dir:{out}").spec == spec
+    capsys.readouterr()
+    assert run(f"{line} --mean 0.5 --std 0.25 --crop 0.75") == 2
+    assert "holds a distillation with another mean or std: take another --out" in capsys.readouterr().err
+    assert run(f"{line} --mean 128") == 2
+    assert "mean 128 is not within 0..1" in capsys.readouterr().err

@@ -343,7 +343,7 @@ def test_a_run_folder_names_its_teacher(checkpoint: str | None, shards: Path, tm
     run = tmp_path / "run"
     run.mkdir()
     shards.rename(run / "images")
-    recipe = {"teacher": "digits_vit", "checkpoint": checkpoint}
+    recipe = {"teacher": "digits_vit", "checkpoint": checkpoint, "input": {"mean": [0.5], "crop": None}}
     rest = {
         "schema": 1,
         "teacher": {"name": "digits_vit", "sha256": ""},

@@ -43,6 +43,10 @@ def test_json_plot_and_recipe(images: Path, tmp_path: Path, capfd: pytest.Captur
         ("--max-drop nan", "--max-drop nan is no positive number of points"),
         ("--set 'scheme.layers={nope=\"w8a8\"}'", "no layer is called 'nope'"),
         ("--images /nowhere", "'/nowhere'"),
+        ("--std 0", "std 0 is not above 0"),
+        ("--mean 0.5,0.5,0.5", "takes 1 channels and has 3 numbers of mean"),
+        ("--interpolation nearest", "interpolation 'nearest' is not one of"),
+        ("--checkpoint-key ema", "'ema'"),
     ],
 )
 def test_bad_input_is_one_sentence(
