@@ -9,6 +9,8 @@ teacher's layers, which its own inverted images exaggerate; they tell nothing of
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,8 @@ from inversion.teacher import InputSpec
 
 Array = npt.NDArray[np.float32]
 
+ARTISTS = 2
+"""Threads that draw; more wait for one another."""
 LEAVES = 120
 COLOURS = 6
 EXPONENTS = (0.6, 1.1, 1.6)
@@ -35,7 +39,9 @@ def dead_leaves(spec: InputSpec, count: int, seed: int, first: int = 0) -> Tenso
     A picture depends on `spec`, `seed` and its number alone.
     """
     mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (spec.mean, spec.std))
-    pictures = [_picture(spec, Generator().manual_seed((seed << 20) + first + number)) for number in range(count)]
+    generators = (Generator().manual_seed((seed << 20) + first + number) for number in range(count))
+    with ThreadPoolExecutor(ARTISTS) as pool:
+        pictures = list(pool.map(partial(_picture, spec), generators))
     shape = (0, spec.channels, *spec.size)
     return (torch.stack(pictures).clamp_(0, 1) - mean) / std if pictures else torch.empty(shape)
 

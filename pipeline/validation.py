@@ -30,7 +30,9 @@ from pipeline.judge import AT_ONCE, Pictures, against_module, first, judge, mist
 from pipeline.valdata import ValData
 
 LATENCY_BATCHES = (1, 8)
-PARITY_PICTURES, MODULE_PICTURES = 2, 100
+LATENCY_SECONDS = 8.0
+"""For each batch; benchmarks/runtimes.py takes longer."""
+PARITY_PICTURES, MODULE_PICTURES = 2, 50
 """Synthetic pictures on which single layers, and the whole file, are held against the torch module."""
 LEAVES = "leaves"
 
@@ -86,7 +88,6 @@ def validate(
     file, the engines' graph and the engines that run here all answer for every picture. Without `reference` nothing is
     said of single layers.
     """
-    done = 0
     with ExitStack() as stack:
         onnx = stack.enter_context(open_runtime(files.quantized, files.provider))
         runtimes: dict[str, Runtime] = {ONNX: onnx, FLOAT: stack.enter_context(open_runtime(files.float32))}
@@ -95,31 +96,20 @@ def validate(
         executed = {path: stack.enter_context(open_engine(path)) for path, spec in files.engines if _is_here(spec)}
         runtimes |= {path.name: engine for path, engine in executed.items()}
         about = {"version": onnx.version, "provider": onnx.provider, "executed": True}
-        answers = []
-
-        def on_picture(now: int) -> None:
-            advance(done + now, "")
-
-        for pictures in (*synthetic, *([labelled(val_data)] if val_data else [])):
-            answers.append(judge(teacher, runtimes, pictures, on_picture))
-            done += pictures.count
-        found = [each.comparisons() for each in answers]
-        real = found.pop() if val_data else None
-        kinds = {pictures.kind: one for pictures, one in zip(synthetic, found, strict=True)}
-        whole = together(answers[: len(synthetic)]).comparisons()
-        parity = layers = None
+        found = _compared(teacher, runtimes, synthetic, val_data, advance)
+        parity, layers = None, None
         if reference:
             parity = against_module(onnx, reference.module, teacher, first(synthetic, MODULE_PICTURES))
             shown = torch.cat(list(first(synthetic, PARITY_PICTURES)))
             layers = layer_parity(files.quantized, reference.module, shown)
-        engines = [_describe_engine(path, spec, executed.get(path), whole, real) for path, spec in files.engines]
+        engines = [_describe_engine(path, spec, executed.get(path), found) for path, spec in files.engines]
         speed = _speed(files, onnx.batches[1])
     kernels = onnxruntime_kernels(files.quantized, files.provider)
     gates = [
         *(_layer_gates(files.quantized, reference.weights, layers) if reference and layers else []),
-        *synthetic_gates(whole, limits),
+        *synthetic_gates(found.synthetic, limits),
         *([at_most("onnx_against_torch_kl", parity.kl_interval[1], limits["max_kl"])] if parity else []),
-        *(real_gates(real, limits) if real else []),
+        *(real_gates(found.real, limits) if found.real else []),
         at_least("integer_coverage", kernels.share, limits["min_integer_coverage"]),
         *(
             at_least(f"integer_coverage_{engine['arch']}", engine["kernels"]["share"], limits["min_integer_coverage"])
@@ -128,32 +118,63 @@ def validate(
         *(at_most("latency_ratio", row["ratio"], limits["max_latency_ratio"]) for row in speed["latency"]),
     ]
     gates = [gate for gate in gates if gate["limit"] is not None]
-    of_onnx = {kind: one[ONNX] for kind, one in kinds.items()}
     return {
         "passed": all(gate["passed"] for gate in gates),
         "gates": gates,
-        "warnings": [
-            *(val_data.left_out if val_data else ()),
-            *warnings(of_onnx, real[ONNX] if real else None, whole[ONNX].n),
-            *(mistaken(answers[-1]) if val_data else ()),
-        ],
-        "synthetic": _by_kind(whole, kinds, ONNX),
-        "real": real[ONNX].to_dict() if real else None,
+        "warnings": [*(val_data.left_out if val_data else ()), *found.warnings()],
+        **found.of(ONNX),
         "runtimes": {ONNX: {**about, **speed, "kernels": kernels.to_dict()}, "tensorrt": engines or None},
-        "float": {"synthetic": _by_kind(whole, kinds, FLOAT), "real": real[FLOAT].to_dict() if real else None},
-        "engine_graph": {"synthetic": _by_kind(whole, kinds, GRAPH), "real": real[GRAPH].to_dict() if real else None}
-        if files.engine_graph
-        else None,
+        "float": found.of(FLOAT),
+        "engine_graph": found.of(GRAPH) if files.engine_graph else None,
         "onnx_against_torch": parity.to_dict() if parity else None,
         "layers": _describe_layers(layers) if layers else None,
     }
 
 
-def _by_kind(
-    whole: Mapping[str, Comparison], kinds: Mapping[str, Mapping[str, Comparison]], name: str
-) -> dict[str, Any]:
-    """A model on all synthetic pictures together, and on each kind by itself."""
-    return {**whole[name].to_dict(), "kinds": {kind: one[name].to_dict() for kind, one in kinds.items()}}
+@dataclass(frozen=True)
+class _Found:
+    """Every model against the teacher, by name: on all `synthetic` pictures together, on each of their `kinds`, and on
+    `real` ones where there are some, of which `mistaken` says whose labels look wrong."""
+
+    synthetic: dict[str, Comparison]
+    kinds: dict[str, dict[str, Comparison]]
+    real: dict[str, Comparison] | None
+    mistaken: list[str]
+
+    def of(self, name: str) -> dict[str, Any]:
+        """One model's part of a manifest."""
+        kinds = {kind: one[name].to_dict() for kind, one in self.kinds.items()}
+        real = self.real[name].to_dict() if self.real else None
+        return {"synthetic": {**self.synthetic[name].to_dict(), "kinds": kinds}, "real": real}
+
+    def warnings(self) -> list[str]:
+        kinds = {kind: one[ONNX] for kind, one in self.kinds.items()}
+        real = self.real[ONNX] if self.real else None
+        return [*warnings(kinds, real, self.synthetic[ONNX].n), *self.mistaken]
+
+
+def _compared(
+    teacher: Teacher,
+    runtimes: Mapping[str, Runtime],
+    synthetic: Sequence[Pictures],
+    val_data: ValData | None,
+    advance: Advance,
+) -> _Found:
+    done, answers = 0, []
+
+    def on_picture(now: int) -> None:
+        advance(done + now, "")
+
+    for pictures in (*synthetic, *([labelled(val_data)] if val_data else [])):
+        answers.append(judge(teacher, runtimes, pictures, on_picture))
+        done += pictures.count
+    of_real = answers.pop() if val_data else None
+    return _Found(
+        together(answers).comparisons(),
+        {pictures.kind: one.comparisons() for pictures, one in zip(synthetic, answers, strict=True)},
+        of_real.comparisons() if of_real else None,
+        mistaken(of_real) if of_real else [],
+    )
 
 
 def _is_here(spec: Mapping[str, Any]) -> bool:
@@ -165,16 +186,14 @@ def _describe_engine(
     path: Path,
     spec: dict[str, Any],
     engine: EngineSession | None,
-    synthetic: Mapping[str, Comparison],
-    real: Mapping[str, Comparison] | None,
+    found: _Found,
 ) -> dict[str, Any]:
     """The engine's spec; where it was executed, with its fidelity, and its kernels from its own inspector."""
     if engine is None:
         return spec
     runtime = f"{engine.provider} {engine.version} {spec['arch']}"
     kernels = engine_kernels(path.with_name(ENGINE_GRAPH), engine.layers(), runtime, "the engine's inspector")
-    verdict = {"synthetic": synthetic[path.name].to_dict(), "real": real[path.name].to_dict() if real else None}
-    return {**spec, "executed": True, "kernels": kernels.to_dict(), **verdict}
+    return {**spec, "executed": True, "kernels": kernels.to_dict(), **found.of(path.name)}
 
 
 def _layer_gates(path: Path, weights: QuantizedWeights, layers: Sequence[LayerParity]) -> list[Gate]:
@@ -216,7 +235,7 @@ def _speed(files: Files, only: int | None) -> dict[str, Any]:
     }
     latency = []
     for batch in (only,) if only else LATENCY_BATCHES:
-        found = measure_latency(models, batch, provider=files.provider)
+        found = measure_latency(models, batch, provider=files.provider, budget_s=LATENCY_SECONDS)
         times = {name: {"median_ms": one.median_ms, "p95_ms": one.p95_ms} for name, one in found.items()}
         ratio = times["quantized"]["median_ms"] / times["float"]["median_ms"]
         latency.append({"batch": batch, **times, "ratio": ratio})
