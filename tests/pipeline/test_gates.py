@@ -68,6 +68,7 @@ def test_the_float_file_is_held_tighter() -> None:
         ((np.arange(400) % 10 + 1) % 10, 6.0, False),  # labels in another order
         (np.full(400, 8), 6.0, False),  # white pictures: one answer for all
         (np.full(400, 8), 0.1, False),  # and unsure of it
+        (np.where(np.arange(400) % 10 < 4, np.arange(400) % 10, 0), 6.0, False),  # 40%, where it is sure of 98%
         (np.where(np.arange(400) % 20 < 12, np.arange(400) % 10, 0), 0.5, True),  # poor, and not surer than that
     ],
 )
