@@ -45,6 +45,7 @@ def reads(stage: str, facts: Facts) -> dict[str, Any]:
         "sha256": facts.teacher.sha256,
         "architecture": model.pretrained_cfg.get("architecture"),
         "pool": model.global_pool,
+        "heads": model.blocks[0].attn.num_heads,
     }
     pixels = {"size": spec.size, "mean": spec.mean, "std": spec.std, "classes": spec.num_classes}
     name, picture = facts.teacher.name, dataclasses.asdict(spec)

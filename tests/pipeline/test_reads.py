@@ -87,9 +87,15 @@ def test_the_teacher_is_read(teacher: Teacher) -> None:
     weights = dataclasses.replace(teacher, sha256="1" * 64)
     assert changed(facts(teacher), facts(weights)) == {"invert", "quantize", "export", "validate"}
     assert changed(facts(teacher), facts(dataclasses.replace(teacher, name="another"))) == {"quantize", "export"}
-    other = load_teacher("digits_vit")
-    other.model.pretrained_cfg = {**other.model.pretrained_cfg, "architecture": "vit_with_other_heads"}
-    assert changed(facts(teacher), facts(other)) == {"invert", "quantize", "export", "validate"}
+    cfg = {**teacher.model.pretrained_cfg, "architecture": "another"}
+    for part, name, value in (
+        ("", "pretrained_cfg", cfg),
+        ("", "global_pool", "avg"),
+        ("blocks.0.attn", "num_heads", 6),
+    ):
+        other = load_teacher("digits_vit")
+        setattr(other.model.get_submodule(part), name, value)
+        assert changed(facts(teacher), facts(other)) == {"invert", "quantize", "export", "validate"}
 
 
 def test_threads_are_read_by_what_computes(teacher: Teacher) -> None:
