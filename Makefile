@@ -31,7 +31,7 @@ lint: install
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/pytest
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -16,9 +16,9 @@ import time
 from recording import write_record
 
 from inversion.invert import Inverter
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
-from pipeline.bench import describe_device
+from pipeline.reproduce.bench import describe_device
 
 V, UPDATES = 4, 3
 

@@ -28,7 +28,7 @@ from kills import products
 from recording import write_record
 
 from pipeline import cli
-from pipeline.manifest import MANIFEST
+from pipeline.record.manifest import MANIFEST
 
 LINE = (
     "build --teacher digits_vit --bits w4a8 --quiet --set inversion.images=32 --set inversion.iterations=24 "

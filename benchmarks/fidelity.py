@@ -45,18 +45,18 @@ from torch import Tensor
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
+from export.edge.runtime import open_runtime
 from export.graph import export_quantized
 from export.qdq import qdq_module
-from export.runtime import open_runtime
 from inversion.cost import Geometry, iteration_flops
 from inversion.images import SparseImages
+from inversion.job import Inversion
 from inversion.leaves import dead_leaves
 from inversion.schedule import schedule
-from inversion.settings import Inversion
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
-from pipeline.recipe import make_recipe
-from pipeline.valdata import ValData
+from pipeline.pictures.valdata import ValData
+from pipeline.recipe.recipe import make_recipe
 
 
 @dataclass(frozen=True)

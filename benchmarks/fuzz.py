@@ -36,23 +36,23 @@ from safetensors.torch import save_file
 from calib.freeze import freeze
 from calib.layers import quantized_layers
 from calib.lsq import learn_steps
-from calib.quantized import QuantizedWeights
 from calib.ranges import insert_quantizers, some_ranges
 from calib.scheme import QuantScheme
-from export.files import read_onnx
+from calib.weights import QuantizedWeights
+from export.edge.files import read_onnx
+from export.edge.kernels import require_quantized
+from export.edge.runtime import open_runtime
 from export.graph import export_quantized
-from export.kernels import require_quantized
 from export.qdq import qdq_module
-from export.runtime import open_runtime
 from inversion.errors import PatchRebirthError
 from inversion.images import load_images
 from inversion.invert import invert_shard
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
-from pipeline.manifest import MANIFEST, load_manifest
-from pipeline.recipe import STAGES, make_recipe
-from pipeline.valdata import open_val_data
+from pipeline.pictures.valdata import open_val_data
+from pipeline.recipe.recipe import STAGES, make_recipe
+from pipeline.record.manifest import MANIFEST, load_manifest
 
 SLOWEST_S = 10
 ODD = (0, -1, 1, 2**31, 2**63, -(2**63), 1e308, float("nan"), "", "x" * 300, "../..", "\x00", None, True, [], {}, [[]])
@@ -226,7 +226,11 @@ def command(words: list[str]) -> None:
         raise SystemExit(0)
 
     with contextlib.ExitStack() as stack:
-        for name in ("inversion.teacher.load_teacher", "pipeline.stages.load_teacher", "pipeline.single.teacher_of"):
+        for name in (
+            "inversion.teacher.load_teacher",
+            "pipeline.run.stages.load_teacher",
+            "pipeline.run.single.teacher_of",
+        ):
             stack.enter_context(mock.patch(name, begin))
         stack.enter_context(contextlib.redirect_stderr(said))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

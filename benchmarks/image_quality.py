@@ -36,13 +36,13 @@ from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import Calibration
 from calib.views import Views, dense_views, make_views
-from export.compare import compare, wilson_interval
+from export.edge.compare import compare, wilson_interval
 from inversion.confidence import confidence_by_stage, target_confidence
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.leaves import dead_leaves
 from inversion.teacher import DIGITS_VIT, InputSpec, Teacher, load_teacher
-from pipeline.valdata import ValData, digits_held_out, open_val_data
+from pipeline.pictures.valdata import ValData, digits_held_out, open_val_data
 
 JITTER = 1.02
 """From one draw's damping to the next: changes every rounding, and nothing that matters."""

@@ -12,7 +12,7 @@ from recording import write_record
 from rich.console import Console
 
 from inversion.teacher import load_teacher
-from pipeline.bench import measure_inversion, results_table
+from pipeline.reproduce.bench import measure_inversion, results_table
 
 
 def main() -> None:

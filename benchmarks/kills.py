@@ -22,7 +22,7 @@ from pathlib import Path
 
 from recording import write_record
 
-from pipeline.recipe import STAGES
+from pipeline.recipe.recipe import STAGES
 
 TELLS_OF_TIMES = {"manifest.json", "report.html", "junit.xml", "run.log", ".lock", ".owner"}
 """Files that differ from run to run."""

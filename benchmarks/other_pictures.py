@@ -20,11 +20,11 @@ from recording import add_teacher_arguments, write_record
 from torch import Tensor
 from torchvision.transforms import v2
 
-from export.compare import compare
-from export.runtime import open_runtime
+from export.edge.compare import compare
+from export.edge.runtime import open_runtime
 from inversion.teacher import Teacher, load_teacher
-from pipeline.manifest import load_manifest
-from pipeline.preprocess import colour_mode, transform
+from pipeline.pictures.preprocess import colour_mode, transform
+from pipeline.record.manifest import load_manifest
 
 DRAWS = 2000
 

@@ -106,7 +106,7 @@ def commands(row: Row, data: Path, folder: Path) -> Iterator[str]:
 
 def lay_out(data: Path) -> None:
     """The held-out digits as a folder a class, with a class map, and as Parquet files."""
-    from pipeline.valdata import digits_split
+    from pipeline.pictures.valdata import digits_split
 
     _, _, pictures, labels = digits_split()
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):

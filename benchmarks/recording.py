@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.runfolder import versions
+from pipeline.record.versions import versions
 
 RECORDS = Path(__file__).parent / "records"
 

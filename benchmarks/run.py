@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recording import write_record
 
-from pipeline.manifest import load_manifest
+from pipeline.record.manifest import load_manifest
 
 
 def main() -> None:

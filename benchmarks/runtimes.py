@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 from calib.attention import QUANTIZERS, attention_layers
-from calib.quantized import QuantizedWeights
 from calib.scheme import QuantScheme
-from export.engine import available_backend, build_engine
-from export.engine_graph import write_engine_graph
+from calib.weights import QuantizedWeights
+from export.edge.engine import available_backend, build_engine
+from export.edge.engine_graph import write_engine_graph
+from export.edge.kernels import onnxruntime_kernels, sentences
+from export.edge.latency import measure_latency
 from export.graph import export_quantized
-from export.kernels import onnxruntime_kernels, sentences
-from export.latency import measure_latency
 from export.qdq import qdq_module
 from inversion.teacher import load_teacher
-from pipeline.manifest import load_manifest
+from pipeline.record.manifest import load_manifest
 
 BATCHES = (1, 8)
 ARCHS = ("sm86", "sm89", "sm120")

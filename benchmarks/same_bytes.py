@@ -38,10 +38,10 @@ import hashlib, json, sys
 from pathlib import Path
 from inversion.machine import settle_sums
 from inversion.teacher import load_teacher
-from pipeline.display import Display
-from pipeline.recipe import make_recipe
-from pipeline.runfolder import RunFolder
-from pipeline.stages import Build
+from pipeline.show.display import Display
+from pipeline.recipe.recipe import make_recipe
+from pipeline.run.folder import RunFolder
+from pipeline.run.stages import Build
 threads, folder, overrides, files = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
 flags = {"teacher": "digits_vit", "bits": "w4a8", "effort": "quick", "threads": settle_sums(threads)}
 for number in range(int(sys.argv[5])):

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from train_digits_vit import BATCH, SPEC, augment
 
-from pipeline.preprocess import transform
-from pipeline.valdata import digits_held_out, digits_split
+from pipeline.pictures.preprocess import transform
+from pipeline.pictures.valdata import digits_held_out, digits_split
 
 NAME = "resnet10t"
 

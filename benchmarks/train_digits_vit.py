@@ -21,11 +21,11 @@ from timm.layers import PatchDropout, build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from export.compare import wilson_interval
+from export.edge.compare import wilson_interval
 from inversion.teacher import DIGITS_WEIGHTS, InputSpec, digits_vit, load_teacher
 from inversion.tensorfile import write_tensors
-from pipeline.preprocess import transform
-from pipeline.valdata import digits_held_out, digits_split
+from pipeline.pictures.preprocess import transform
+from pipeline.pictures.valdata import digits_held_out, digits_split
 
 FORMAT = "patch-rebirth.teacher/1"
 SPEC = InputSpec((32, 32), (0.5,), (0.5,), "bicubic", 1.0, 10)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from calib.attention import attention_quantizers
 from calib.layers import layer_bits, quantized_layers
-from calib.quantized import QuantizedWeights
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
+from calib.weights import QuantizedWeights
 from inversion.teacher import Teacher
 
 

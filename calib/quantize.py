@@ -23,7 +23,6 @@ from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
 from calib.layers import quantized_layers
 from calib.qat import Outcome, train
-from calib.quantized import QuantizedWeights
 from calib.ranges import SEARCH_IMAGES, calibrate, insert_quantizers, some_ranges
 from calib.rotation import learn_rotations, rounding_error
 from calib.saliency import token_saliency
@@ -31,6 +30,7 @@ from calib.scheme import QuantScheme, integer_range
 from calib.settings import JUDGES, Basis, Calibration, Rounding, Training
 from calib.training_checkpoint import Checkpoint
 from calib.views import Views, dense_views, make_views, split_held_out
+from calib.weights import QuantizedWeights
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.machine import choose_precision

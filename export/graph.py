@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from calib.scheme import integer_range
-from export.files import read_onnx, write_onnx
+from export.edge.files import read_onnx, write_onnx
 from export.naming import tidy
 from export.pixels import FromPixels, to_pixels
 from export.qdq import plain_attention

@@ -80,7 +80,7 @@ def _role(node: ir.Node, index: int, value: ir.Value, scope: str, opset: int) ->
 
 
 def _step_name(scope: str, scalar: bool) -> str:
-    """Its name in `calib.quantized.QuantizedWeights`: `L.weight_step`, `L.input_step`, or `blocks.0.attn.q_step`."""
+    """Its name in `calib.weights.QuantizedWeights`: `L.weight_step`, `L.input_step`, or `blocks.0.attn.q_step`."""
     attention, _, last = scope.rpartition(".")
     for part, quantizer in QUANTIZERS.items():
         if last == quantizer:

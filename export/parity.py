@@ -19,9 +19,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.files import read_onnx
+from export.edge.files import read_onnx
+from export.edge.runtime import Array, open_runtime
 from export.qdq import QDQLinear
-from export.runtime import Array, open_runtime
 from inversion.errors import InputError
 
 ROUNDING = 1e-5

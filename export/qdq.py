@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
 
 from calib.attention import QuantAttention, attention_layers
-from calib.quantized import QuantizedWeights
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, LayerBits, integer_range
+from calib.weights import QuantizedWeights
 from inversion.errors import InputError
 
 PATCH_EMBED = "patch_embed.proj"

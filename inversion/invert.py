@@ -14,10 +14,10 @@ from torch import Generator, Tensor
 
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
+from inversion.job import AUTO_BATCH, Inversion
 from inversion.loop import Loop
 from inversion.machine import choose_device, choose_precision, fitting_batch, require_memory, working_copy
 from inversion.schedule import Stage, schedule
-from inversion.settings import AUTO_BATCH, Inversion
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 from inversion.terms import BatchNormPrior

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from inversion.augment import draw_offsets, pixels_of, shift_positions, shifted_pixels
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.sparse import classify_lean, embed_linear, importance
 from inversion.teacher import Teacher
 from inversion.terms import Terms, low_pass, soft_targets

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from inversion.errors import InputError, MachineError
-from inversion.settings import Inversion
+from inversion.job import Inversion
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_IMAGES, MOST_IMAGES = 128, 1024

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from inversion.errors import InputError
-from inversion.settings import Inversion
+from inversion.job import Inversion
 
 SMI_RATIOS = {50: 0.16, 76: 0.3, 86: 0.39}
 """Share of the active patches that each point prunes, by percentage of final sparsity (appendix D)."""

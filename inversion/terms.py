@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from inversion.augment import shifted_pixels
 from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.sparse import patch_attention
 from inversion.teacher import Teacher, create_pretrained
 

@@ -12,8 +12,8 @@ import typer
 
 from inversion.errors import PatchRebirthError
 from pipeline.verbs.build import build
-from pipeline.verbs.looks import doctor, gallery, report
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
+from pipeline.verbs.show import doctor, gallery, report
 from pipeline.verbs.stages import engine, export, invert, quantize, validate
 
 DEBUG = "--debug"

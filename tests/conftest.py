@@ -13,10 +13,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty of the built-in teacher's digits judge: enough to see that something is judged."""
     from inversion.teacher import digits_vit, input_spec
-    from pipeline.valdata import digits_held_out
+    from pipeline.pictures.valdata import digits_held_out
 
     whole = digits_held_out(input_spec(digits_vit()))
     few = list(whole.pictures())[::13]
     monkeypatch.setattr(
-        "pipeline.valdata.digits_held_out", lambda _: replace(whole, count=len(few), pictures=lambda: few)
+        "pipeline.pictures.valdata.digits_held_out", lambda _: replace(whole, count=len(few), pictures=lambda: few)
     )

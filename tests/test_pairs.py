@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from pairs import BUILD, LATER, covering_rows, pairs
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
+
+import readme
 
 from pipeline.cli import app
 
 ROOT = Path(__file__).parent.parent
 
 
-def _readme_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tables_are_the_records() -> None:
     """Every figure in a marked table is the newest record's."""
-    script = _readme_script()
-    for page, marked in zip(script.PAGES, ("demo", "reproduce_digits_tableA3"), strict=True):
+    for page, marked in zip(readme.PAGES, ("demo", "reproduce_digits_tableA3"), strict=True):
         text = page.read_text()
         assert f"<!-- record: {marked} -->" in text
-        assert script.filled(text) == text
+        assert readme.filled(text) == text
 
 
 def test_every_command_is_documented() -> None:

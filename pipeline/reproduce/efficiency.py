@@ -13,10 +13,10 @@ from inversion.cost import (
     pri_ffn_ratio,
     smi_cost,
 )
+from inversion.job import Inversion
 from inversion.schedule import schedule
-from inversion.settings import Inversion
-from pipeline import paper
-from pipeline.bench import METHODS, measure_inversion
+from pipeline.reproduce import paper
+from pipeline.reproduce.bench import METHODS, measure_inversion
 from pipeline.reproduce.laboratory import Laboratory
 from pipeline.reproduce.result import Cell, Result
 

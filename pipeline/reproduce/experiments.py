@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inversion.errors import InputError
-from pipeline.reproduce.confidence import figure5, figure6, figure_a1, figure_a2
-from pipeline.reproduce.distillation import figure_a3, table1, table_a3, table_a4
 from pipeline.reproduce.efficiency import table_a1, theorem1
 from pipeline.reproduce.laboratory import Laboratory
-from pipeline.reproduce.quantization import table_a2, table_a5
+from pipeline.reproduce.quantized import table_a2, table_a5
 from pipeline.reproduce.result import Result
+from pipeline.reproduce.sheets import figure5, figure6, figure_a1, figure_a2
+from pipeline.reproduce.students import figure_a3, table1, table_a3, table_a4
 
 EXPERIMENTS: dict[str, Callable[[Laboratory], Result]] = {
     "table1": table1,

@@ -15,22 +15,23 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from calib.distillation.student import Student
 from calib.settings import Distillation
-from calib.student import Student
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
+from inversion.job import Inversion
 from inversion.machine import choose_device
-from inversion.settings import Inversion
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
-from pipeline.bench import METHODS, describe_device
-from pipeline.display import Display
-from pipeline.distillation import Job, Judge, Source, distill
-from pipeline.inverting import invert_with_bar
-from pipeline.recipe import inversion_of
+from pipeline.pictures.valdata import ValData
+from pipeline.recipe.recipe import inversion_of
+from pipeline.record.manifest import describe_teacher
+from pipeline.record.versions import versions
+from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
-from pipeline.runfolder import describe_teacher, versions
-from pipeline.valdata import ValData
+from pipeline.run.distilling import Job, Judge, Source, distill
+from pipeline.run.inverting import invert_with_bar
+from pipeline.show.display import Display
 
 PAPER_SEED = 42
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from inversion.publish import publish
-from pipeline.gallery import png
+from pipeline.show.gallery import png
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """All stages: a teacher in; ONNX, engine and report out."""
-    from pipeline.recipe import STAGES, make_recipe
+    from pipeline.recipe.recipe import STAGES, make_recipe
 
     if force and anew_from:
         raise InputError(f"--force runs every stage again, --from {anew_from!r} some of them: give one of both.")
@@ -93,9 +93,9 @@ def build(
     if junit:
         require_place(junit, "--junit")
 
-    from pipeline.display import Display
-    from pipeline.report import write_junit
-    from pipeline.stages import build as build_run
+    from pipeline.run.stages import build as build_run
+    from pipeline.show.display import Display
+    from pipeline.show.report import write_junit
 
     display = Display(quiet, verbose)
     stale = [junit] if junit else []

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from export.profile import require_batches
+from export.edge.profile import require_batches
 from inversion.errors import InputError
 
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]

@@ -61,7 +61,7 @@ def sensitivity(
     Weights are rounded to nearest, before GPTQ and training, and every answer that differs from the teacher's counts as
     lost: the real drop after `pipeline build` is smaller than the estimate. Real pictures only judge what was found.
     """
-    from pipeline.recipe import make_recipe
+    from pipeline.recipe.recipe import make_recipe
 
     flags: dict[str, Any] = {
         "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "checkpoint_key": checkpoint_key,
@@ -70,9 +70,9 @@ def sensitivity(
     }  # fmt: skip
     chosen = make_recipe(flags, recipe, overrides or ())
 
-    from pipeline import sensitivity as layers
-    from pipeline.display import Display
-    from pipeline.stages import real_pictures, teacher_of
+    from pipeline.judge import layers as layers
+    from pipeline.run.stages import real_pictures, teacher_of
+    from pipeline.show.display import Display
 
     display = Display(quiet)
     loaded = teacher_of(chosen, display)
@@ -125,7 +125,7 @@ def distill(
 
     The student goes on as `pipeline build --teacher STUDENT --checkpoint OUT/student.safetensors`.
     """
-    from pipeline.recipe import make_distillation, make_recipe
+    from pipeline.recipe.recipe import make_distillation, make_recipe
 
     flags = {
         "method": method, "division_factor": division_factor, "sparsity": sparsity, "iterations": iterations,
@@ -141,13 +141,13 @@ def distill(
     }  # fmt: skip
     chosen = make_recipe(named)
 
-    from calib.student import load_student
+    from calib.distillation.student import load_student
     from inversion.machine import choose_device
-    from pipeline import distillation
-    from pipeline.display import Display
-    from pipeline.recipe import PictureSource
-    from pipeline.stages import teacher_of
-    from pipeline.valdata import judging_pictures
+    from pipeline.pictures.valdata import judging_pictures
+    from pipeline.recipe.recipe import PictureSource
+    from pipeline.run import distilling as distillation
+    from pipeline.run.stages import teacher_of
+    from pipeline.show.display import Display
 
     display = Display(quiet)
     loaded = teacher_of(chosen, display, device=choose_device(device).type)
@@ -193,14 +193,14 @@ def reproduce(
 
     chosen = choose_scale(scale, sizes or ())
 
-    from calib.student import load_student
+    from calib.distillation.student import load_student
     from inversion.machine import choose_device
     from inversion.teacher import load_teacher
-    from pipeline.display import Display
-    from pipeline.recipe import PictureSource
+    from pipeline.pictures.valdata import judging_pictures
+    from pipeline.recipe.recipe import PictureSource
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
-    from pipeline.valdata import judging_pictures
+    from pipeline.show.display import Display
 
     experiment, display = find_experiment(name), Display(quiet)
     loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
@@ -230,8 +230,8 @@ def bench_inversion(
 ) -> None:
     """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
     from inversion.teacher import load_teacher
-    from pipeline.bench import METHODS, measure_inversion, results_table
-    from pipeline.display import Display
+    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
+    from pipeline.show.display import Display
 
     if json:
         require_place(json, "--json")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from export.profile import PRECISION, require_precision
+from export.edge.profile import PRECISION, require_precision
 from inversion.errors import InputError
 from pipeline.verbs.options import (
     Bits,
@@ -66,7 +66,7 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Teacher in, shards of sparse synthetic images out."""
-    from pipeline.recipe import make_inversion, make_recipe
+    from pipeline.recipe.recipe import make_inversion, make_recipe
 
     if batch != "auto" and not batch.isdecimal():
         raise InputError(f"--batch {batch!r} is no number of images: write 128 or the like, or auto.")
@@ -82,10 +82,10 @@ def invert(
 
     from inversion.invert import plan
     from inversion.machine import settle_sums
-    from pipeline.display import Display
-    from pipeline.inverting import describe_images, invert_with_bar
-    from pipeline.runfolder import hold
-    from pipeline.stages import teacher_of
+    from pipeline.record.lock import hold
+    from pipeline.run.inverting import describe_images, invert_with_bar
+    from pipeline.run.stages import teacher_of
+    from pipeline.show.display import Display
 
     settle_sums(threads or 0)
     display = Display(quiet)
@@ -119,14 +119,14 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Images in, quantized weights out: ranges, then learned steps."""
-    from pipeline.recipe import make_recipe
+    from pipeline.recipe.recipe import make_recipe
 
     flags = {"teacher": teacher, "bits": bits, "effort": effort, "checkpoint_key": checkpoint_key}
     flags |= given_input(mean, std, crop, interpolation)
     chosen = make_recipe(flags, recipe, overrides or ())
 
-    from pipeline.display import Display
-    from pipeline.single import quantize_files
+    from pipeline.run.single import quantize_files
+    from pipeline.show.display import Display
 
     quantize_files(chosen, checkpoint, images, out, Display(quiet))
 
@@ -146,9 +146,9 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Quantized weights in, ONNX files out."""
-    from pipeline.display import Display
-    from pipeline.recipe import make_recipe
-    from pipeline.single import export_folder
+    from pipeline.recipe.recipe import make_recipe
+    from pipeline.run.single import export_folder
+    from pipeline.show.display import Display
 
     flags: dict[str, Any] = {"teacher": teacher, "bits": "w8a8", "checkpoint": text_of(checkpoint)}
     flags |= {
@@ -169,9 +169,9 @@ def engine(
     batch: Annotated[str, typer.Option(help="Smallest, optimal and largest batch, or one for all three.")] = "1,8,32",
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
-    from export.engine import choose_backend
-    from export.engines import build_engines
-    from export.kernels import sentences
+    from export.edge.build import build_engines
+    from export.edge.engine import choose_backend
+    from export.edge.kernels import sentences
 
     archs, batches = parse_archs(arch), parse_batches(batch)
     require_precision(precision)
@@ -221,16 +221,16 @@ def validate(
     if target.is_file() and teacher is None:
         raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
     if not target.is_file():
-        from pipeline.manifest import load_manifest
+        from pipeline.record.manifest import load_manifest
 
         load_manifest(target)
         if teacher or checkpoint or bits or checkpoint_key or given_input(mean, std, crop, interpolation):
             raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
-    from pipeline.display import Display
-    from pipeline.recipe import PictureSource, make_recipe
-    from pipeline.report import write_junit
-    from pipeline.single import validate_file, validate_run
+    from pipeline.recipe.recipe import PictureSource, make_recipe
+    from pipeline.run.single import validate_file, validate_run
+    from pipeline.show.display import Display
+    from pipeline.show.report import write_junit
 
     display = Display(quiet)
     stale = [path for path in (json, junit) if path]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import small_teacher, views
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
@@ -15,12 +14,13 @@ from torch import Generator, Tensor, nn
 from calib.attention import QUANTIZERS, QuantAttention, attention_layers, attention_quantizers
 from calib.freeze import freeze
 from calib.lsq import LSQQuantizer, learn_steps
-from calib.quantized import QuantizedWeights
 from calib.ranges import _shares, calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import RANGE_METHODS, Calibration
+from calib.weights import QuantizedWeights
 from inversion.errors import InputError
 from inversion.teacher import Teacher
+from tests.small import small_teacher, views
 
 NAMES = {f"blocks.{block}.attn.{part}" for block in (0, 1) for part in ("q", "k", "softmax", "v")}
 FAST_METHODS = [method for method in RANGE_METHODS if method != "entropy"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_teacher, sparse_images
 from timm.layers import RmsNorm, SimpleNorm
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -31,6 +30,7 @@ from export.qdq import qdq_module
 from inversion.errors import InputError
 from inversion.sparse import patchify, sparse_forward
 from inversion.teacher import InputSpec, Teacher
+from tests.small import small_teacher, sparse_images
 
 KINDS: dict[str, dict[str, Any]] = {
     "class token": {},

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small import small_teacher, views
 
 from calib.features import feature_error, forward_features
 from inversion.sparse import sparse_forward
+from tests.small import small_teacher, views
 
 
 @pytest.mark.parametrize("kind", ["mosaic", "sparse"])

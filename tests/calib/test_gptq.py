@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small import inserted, small_teacher, views
 from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
@@ -14,6 +13,7 @@ from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.teacher import Teacher
+from tests.small import inserted, small_teacher, views
 
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from small import inserted, small_teacher
 from torch import Generator, Tensor, nn
 
 from calib.layers import quantized_layers
 from calib.lsq import SMALLEST_STEP, LSQFunction, LSQQuantizer, keep_positive, learn_steps
 from calib.scheme import integer_range
+from tests.small import inserted, small_teacher
 
 
 def paper_forward(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:

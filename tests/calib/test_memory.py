@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from small import small_teacher
 
 from calib import memory
 from calib.memory import require_training_memory, training_bytes
 from calib.settings import Training
 from inversion.errors import MachineError
 from inversion.teacher import load_teacher
+from tests.small import small_teacher
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import inserted, small_teacher, sparse_images, views
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -20,13 +19,14 @@ from calib.lessons import Lessons
 from calib.lsq import learn_steps
 from calib.qat import Outcome, train
 from calib.quantize import OnPhase, Quantized, quantize
-from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training
 from calib.views import Views
+from calib.weights import QuantizedWeights
 from inversion.errors import NumericalError
 from inversion.teacher import Teacher
+from tests.small import inserted, small_teacher, sparse_images, views
 
 BASIS = Basis(updates=3)
 MAX = Calibration(method="max", leaves=4)

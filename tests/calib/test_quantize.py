@@ -1,11 +1,11 @@
 """What a quantization learns from, and what only judges."""
 
 import torch
-from small import small_teacher, sparse_images
 
 from calib.quantize import JUDGES, material
 from calib.settings import Calibration
 from inversion.sparse import unpatchify
+from tests.small import small_teacher, sparse_images
 
 
 def test_leaves_that_judge_are_learned_from_nowhere() -> None:

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small import CPU, inserted, small_teacher, sparse_images, views
 from torch import Tensor, nn
 
 from calib.fisher import DRAWS
@@ -21,6 +20,7 @@ from calib.views import Views, make_views
 from inversion.errors import InputError
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
+from tests.small import CPU, inserted, small_teacher, sparse_images, views
 
 LAYERS = {
     "patch_embed.proj", "head",

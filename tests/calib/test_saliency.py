@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small import inserted, small_teacher, sparse_images, views
 from torch import Generator, Tensor
 
 from calib.fisher import DRAWS
@@ -18,6 +17,7 @@ from calib.views import Views
 from inversion.errors import InputError
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
+from tests.small import inserted, small_teacher, sparse_images, views
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small import CPU, small_teacher, sparse_images, views
 
 from calib.fidelity import Fidelity, fidelity, kl_to_teacher
 from calib.views import make_views, split_held_out
 from inversion.errors import InputError
 from inversion.sparse import patchify
+from tests.small import CPU, small_teacher, sparse_images, views
 
 
 def test_mosaics_hold_every_patch_in_order() -> None:

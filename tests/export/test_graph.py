@@ -12,15 +12,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import SPEC, Quantized, grey_images, quantize_by_max, small_vit
 from onnx import numpy_helper
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
+from export.edge.runtime import open_runtime
 from export.graph import export_float, export_quantized, integer_weights, write_int4
 from export.qdq import QDQLinear, qdq_module
-from export.runtime import open_runtime
 from inversion.errors import InputError
+from tests.small import SPEC, Quantized, grey_images, quantize_by_max, small_vit
 
 Make = Callable[[str], Quantized]
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulNBits")
@@ -257,8 +257,9 @@ def test_int4_refuses_what_does_not_fit(quantized: Make, tmp_path: Path) -> None
 def test_bytes_do_not_depend_on_the_process(quantized: Make, tmp_path: Path) -> None:
     """The same weights give the same file in another process with another hash seed, and the exporter is silent."""
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'tests/export')\n"
-        "from conftest import *\n"
+        "import sys; from pathlib import Path\n"
+        "from export.graph import export_quantized; from export.qdq import qdq_module\n"
+        "from tests.small import SPEC, grey_images, quantize_by_max, small_vit\n"
         "m, x = small_vit(), grey_images(16)\n"
         "module = qdq_module(m, quantize_by_max(m, 'w8a8', x))\n"
         "export_quantized(module, SPEC, Path(sys.argv[1]), {'scheme': 'w8a8', 'teacher': 'small'})\n"

@@ -12,17 +12,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import SPEC, Quantized, grey_images, quantize_by_max, small_vit
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.scheme import QuantScheme
-from export.engine import build_engine
+from export.edge.engine import build_engine
+from export.edge.runtime import open_runtime
 from export.graph import export_quantized, integer_weights
 from export.qdq import QDQTensor, qdq_module
-from export.runtime import open_runtime
 from inversion.errors import InputError
+from tests.small import SPEC, Quantized, grey_images, quantize_by_max, small_vit
 
 Make = Callable[..., Quantized]
 INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")

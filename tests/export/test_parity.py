@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Quantized
 from onnx import numpy_helper
 
 from export.parity import layer_parity
 from inversion.errors import InputError
+from tests.small import Quantized
 
 Make = Callable[..., Quantized]
 

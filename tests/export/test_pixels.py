@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SPEC, small_vit
 
-from export.compare import compare
-from export.engines import ENGINE_GRAPH, build_engines
+from export.edge.build import ENGINE_GRAPH, build_engines
+from export.edge.compare import compare
+from export.edge.runtime import open_runtime
 from export.graph import export_float, export_quantized
 from export.pixels import from_pixels, to_pixels
 from export.qdq import qdq_module
-from export.runtime import open_runtime
 from inversion.teacher import InputSpec
+from tests.small import SPEC, small_vit
 
 RGB = InputSpec((8, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.9, 10)
 

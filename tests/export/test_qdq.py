@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import grey_images, quantize_by_max, small_vit
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from calib.scheme import LayerBits, integer_range
 from export.qdq import QDQLinear, qdq_module
 from inversion.errors import InputError
+from tests.small import grey_images, quantize_by_max, small_vit
 
 FAMILIES = {
     "deit": {},

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SPEC, grey_images, small_vit
 from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
@@ -19,16 +18,17 @@ from calib.freeze import freeze
 from calib.layers import layer_bits, quantized_layers
 from calib.lsq import keep_positive, learn_steps
 from calib.quantize import change_basis
-from calib.quantized import QuantizedWeights
 from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Basis, Calibration
 from calib.views import Views
+from calib.weights import QuantizedWeights
+from export.edge.runtime import open_runtime
 from export.graph import export_quantized
 from export.qdq import qdq_module
-from export.runtime import open_runtime
 from inversion.sparse import patchify
 from inversion.teacher import Teacher
+from tests.small import SPEC, grey_images, small_vit
 
 SCHEMES = {
     "plain": QuantScheme.parse("w4a8"),

@@ -12,14 +12,14 @@ from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import Calibration
 from calib.views import dense_views
-from export.compare import compare
-from export.engine import available_backend, local_arch
-from export.engine_session import open_engine
-from export.engines import ENGINE_GRAPH, build_engines
+from export.edge.build import ENGINE_GRAPH, build_engines
+from export.edge.compare import compare
+from export.edge.engine import available_backend, local_arch
+from export.edge.engine_session import open_engine
+from export.edge.kernels import engine_kernels
+from export.edge.runtime import open_runtime
 from export.graph import export_quantized
-from export.kernels import engine_kernels
 from export.qdq import qdq_module
-from export.runtime import open_runtime
 from inversion.errors import InputError
 from inversion.leaves import dead_leaves
 from inversion.teacher import load_teacher

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inversion.invert import Inverter, invert_shard
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

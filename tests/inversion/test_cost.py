@@ -34,10 +34,10 @@ from inversion.cost import (
 )
 from inversion.errors import InputError
 from inversion.invert import Inverter
+from inversion.job import Inversion
 from inversion.schedule import Stage, schedule
-from inversion.settings import Inversion
 from inversion.teacher import digits_vit, load_teacher
-from pipeline.paper import METHODS, TEACHERS, efficiency
+from pipeline.reproduce.paper import METHODS, TEACHERS, efficiency
 
 FACTORS = st.integers(min_value=2, max_value=40)
 SIZES = st.integers(min_value=1, max_value=2000)

@@ -17,7 +17,7 @@ from inversion import loop as inversion_loop
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
 from inversion.invert import PROGRESS, Inverter, invert, invert_shard, shard_metadata
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import InputSpec, Teacher
 from inversion.tensorfile import read_tensors

@@ -8,8 +8,8 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from inversion.invert import Inverter
+from inversion.job import Inversion
 from inversion.loop import Loop
-from inversion.settings import Inversion
 from inversion.sparse import patchify, unpatchify
 from inversion.teacher import Teacher
 from inversion.variation import variation

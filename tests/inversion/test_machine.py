@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from inversion import machine
 from inversion.errors import InputError, MachineError
+from inversion.job import Inversion
 from inversion.machine import (
     choose_device,
     choose_precision,
@@ -14,7 +15,6 @@ from inversion.machine import (
     settle_sums,
     working_copy,
 )
-from inversion.settings import Inversion
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calib.student import load_student
+from calib.distillation.student import load_student
 from inversion.checkpoint import read_checkpoint
 from inversion.config import GivenInput
 from inversion.errors import InputError, MachineError

@@ -6,8 +6,8 @@ from math import inf, nan
 import pytest
 
 from inversion.errors import InputError
+from inversion.job import Inversion
 from inversion.schedule import Stage, schedule
-from inversion.settings import Inversion
 
 
 @pytest.mark.parametrize("v", [1, 2, 3, 4, 5, 6, 7, 196])

@@ -19,7 +19,7 @@ from inversion import teacher
 from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError, MachineError
 from inversion.teacher import ALIASES, InputSpec, Teacher, digits_vit, load_teacher, require_plain_vit, weights_sha256
-from pipeline.valdata import digits_held_out
+from pipeline.pictures.valdata import digits_held_out
 
 TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3}
 

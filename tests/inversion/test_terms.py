@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from inversion.errors import InputError
 from inversion.invert import Inverter, invert_shard
-from inversion.settings import Inversion
+from inversion.job import Inversion
 from inversion.sparse import importance
 from inversion.teacher import Teacher
 from inversion.terms import BatchNormPrior, low_pass, soft_targets

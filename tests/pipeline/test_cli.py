@@ -15,11 +15,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from shell import run
 
 from inversion.teacher import DIGITS_WEIGHTS
-from pipeline import inverting
+from pipeline.run import inverting
 from pipeline.verbs.options import parse_archs
+from tests.shell import run
 
 VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report", "gallery",
          "reproduce", "doctor", "bench")  # fmt: skip
@@ -220,7 +220,7 @@ def test_any_other_failure_is_one_sentence_too(
     def fails(*_: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("pipeline.recipe.make_recipe", fails)
+    monkeypatch.setattr("pipeline.recipe.recipe.make_recipe", fails)
     assert run(BUILD) == code
     err = capfd.readouterr().err
     assert err.startswith("error: ")

@@ -1,0 +1,1 @@
+"""What runs without torch and ModelOpt: on an edge device this is all that is needed."""

@@ -1,0 +1,199 @@
+"""Which matrix products a runtime really computes with integers, as its own optimised graph tells. No torch.
+
+Every MatMul of the ONNX file is looked up in what the runtime made of it: a linear's product, whose second factor is a
+dequantized weight, or one of attention's.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.edge.files import read_onnx
+from export.edge.runtime import load_session
+from inversion.errors import InputError
+
+INTEGER_OPS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
+INTEGER_NODES = (*INTEGER_OPS, "QLinearAdd", "QLinearConv", "QAttention", "ConvInteger", "QLinearSoftmax")
+"""That a file itself may hold: the form that ONNX Runtime calls QOperator, and dynamic quantization."""
+PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+PRODUCT_LAYERS = ("gemm", "runtime_fusion", "fusion", "mha", "kgen")
+"""TensorRT's layer types that multiply; of several that name one product, the first kind here is the one that does."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One MatMul: what the graph asks for, the kernel that runs it, and why that is not an integer one."""
+
+    name: str
+    linear: bool
+    quantized: bool
+    kernel: str
+    integer: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How a runtime computes the products of a model; `source` is where that was read, `layer_types` counts all of the
+    runtime's layers."""
+
+    runtime: str
+    source: str
+    products: tuple[Product, ...]
+    layer_types: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Of the products whose factors are both quantized, the share that runs on integers; 1 where there are none."""
+        asked = [product for product in self.products if product.quantized]
+        return sum(product.integer for product in asked) / len(asked) if asked else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: counts, and each product that runs on floats."""
+        linears = [product for product in self.products if product.linear]
+        others = [product for product in self.products if not product.linear]
+        return {
+            "runtime": self.runtime,
+            "source": self.source,
+            "share": self.share,
+            "layer_types": self.layer_types,
+            "linears": {"integer": sum(product.integer for product in linears), "all": len(linears)},
+            "attention": {"integer": sum(product.integer for product in others), "all": len(others)},
+            "as_floats": [asdict(product) for product in self.products if not product.integer],
+        }
+
+
+def sentences(kernels: dict[str, Any]) -> list[str]:
+    """A `Coverage` as JSON in words: a line in all, then one for each reason why a product is not on integers."""
+    counts = [
+        f"{kernels[part]['integer']} of {kernels[part]['all']} {words}"
+        for part, words in (("linears", "linears"), ("attention", "in attention"))
+        if kernels[part]["all"]
+    ]
+    reasons: dict[str, list[str]] = {}
+    for product in kernels["as_floats"]:
+        reasons.setdefault(product["reason"], []).append(product["name"])
+    lines = [f"{kernels['runtime']}: integer kernels: {', '.join(counts)}"]
+    for reason, names in reasons.items():
+        lines.append(f"  {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}")
+    return lines
+
+
+def onnxruntime_kernels(path: Path, provider: str = "cpu") -> Coverage:
+    """What ONNX Runtime makes of the model in `path` on `provider`, read from its optimised graph."""
+    asked = list(_products(read_onnx(path)))
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        session = load_session(path, provider, optimised=optimised)
+        graph = onnx.load(optimised, load_external_data=False).graph
+        runtime = f"ONNX Runtime {session.version} {provider}"
+    made = {name: _runs(graph, name) for name, *_ in asked}
+    packed = {tensor.name for tensor in graph.initializer if tensor.data_type in PACKED}
+    producers = {output: node for node in graph.node for output in node.output}
+    products = []
+    for name, linear, quantized in asked:
+        node = made[name]
+        integer = node is not None and node.op_type in INTEGER_OPS
+        reason = "" if integer else _why_float(node, quantized, packed, producers)
+        kernel = node.op_type if node is not None else "part of another node"
+        products.append(Product(name, linear, quantized, kernel, integer, reason))
+    return Coverage(runtime, "its optimised graph", tuple(products), _count(node.op_type for node in graph.node))
+
+
+def engine_kernels(path: Path, information: str, runtime: str, source: str) -> Coverage:
+    """What TensorRT makes of the model in `path`; `information` is a line a layer, from the builder or an inspector."""
+    layers = [line for line in information.splitlines() if "LayerType: " in line]
+    products = []
+    for name, linear, quantized in _products(read_onnx(path)):
+        mine = [layer for layer in layers if f"[ONNX Layer: {name}]" in layer]
+        mine = sorted((layer for layer in mine if _kind(layer) in PRODUCT_LAYERS), key=_rank)
+        if not mine:
+            products.append(Product(name, linear, quantized, "none", False, "no layer of the engine names it"))
+            continue
+        layer = mine[0]
+        types = _factor_types(layer)
+        integer = bool(types) and all(kind == "Int8" for kind in types)
+        reason = f"TensorRT multiplies {' by '.join(types)}" if quantized else "the scheme leaves its inputs float"
+        products.append(Product(name, linear, quantized, _kind(layer), integer, "" if integer else reason))
+    return Coverage(runtime, source, tuple(products), _count(map(_kind, layers)))
+
+
+def require_quantized(path: Path) -> None:
+    """Raises `InputError` where no MatMul of the model in `path` takes a quantized weight."""
+    model = read_onnx(path)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    operators = next((node.op_type for node in model.graph.node if node.op_type in INTEGER_NODES), None)
+    if operators:
+        raise InputError(
+            f"{str(path)!r} is quantized, but by integer operators ({operators}), which only some runtimes have: give "
+            "a graph of QuantizeLinear and DequantizeLinear, as the model.onnx of a run is."
+        )
+    dequantized = {
+        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    if not any(node.op_type == "MatMul" and node.input[1] in dequantized for node in model.graph.node):
+        raise InputError(f"{str(path)!r} has no quantized weights: give the model.onnx of a run, not its float model.")
+
+
+def _products(model: onnx.ModelProto) -> Iterator[tuple[str, bool, bool]]:
+    """(name, whether a linear's, whether both factors are dequantized) of each MatMul."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            origins = [producers.get(name) for name in node.input]
+            dequantized = [origin is not None and origin.op_type == "DequantizeLinear" for origin in origins]
+            weight = origins[1]
+            linear = node.input[1] in constants or (weight is not None and set(weight.input[:1]) <= constants)
+            yield node.name, linear, all(dequantized)
+
+
+def _runs(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+    """The node of the optimised graph that computes product `name`: rewrites keep a product's name, or extend it."""
+    return next(
+        (node for node in graph.node if node.name == name or node.name.startswith(f"{name}/") or name in node.output),
+        None,
+    )
+
+
+def _why_float(
+    node: onnx.NodeProto | None, quantized: bool, packed: set[str], producers: dict[str, onnx.NodeProto]
+) -> str:
+    if not quantized:
+        return "the scheme leaves its inputs float"
+    if node is None:
+        return "ONNX Runtime made it part of another node"
+    if node.op_type == "Gemm":
+        return "ONNX Runtime made product and bias one float Gemm before it saw the integers"
+    origins = [producers[name] for name in node.input if name in producers]
+    if node.op_type == "MatMulNBits" or any(set(origin.input) & packed for origin in origins):
+        return "ONNX Runtime has no product of INT4 weights and INT8 activations"
+    return "ONNX Runtime did not fuse its DequantizeLinear nodes, one of which others use as well"
+
+
+def _count(kinds: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(kinds).most_common())
+
+
+def _kind(layer: str) -> str:
+    found = re.search(r"LayerType: (\w+)", layer)
+    return found[1] if found else ""
+
+
+def _rank(layer: str) -> int:
+    return PRODUCT_LAYERS.index(_kind(layer))
+
+
+def _factor_types(layer: str) -> list[str]:
+    """Types of what a layer multiplies: its inputs and constants, without single numbers such as alpha."""
+    given = layer.split("Outputs:")[0]
+    tensors = re.findall(r"Dimensions: \[([^\]]*)\].*?Datatype: (\w+)", given)
+    return [kind for dimensions, kind in tensors if dimensions != "1"]

@@ -1,0 +1,101 @@
+"""How fast models run, and in how much memory. Runs without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.edge.runtime import Array, Runtime, open_runtime
+from inversion.errors import InputError
+
+LEAST_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one run of the whole batch in milliseconds, over `n` runs."""
+
+    median_ms: float
+    p95_ms: float
+    n: int
+    samples_ms: tuple[float, ...]
+
+
+def measure_latency(
+    models: Mapping[str, Path],
+    batch: int = 1,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    runs: int = 30,
+    warmup: int = 3,
+    budget_s: float = 30.0,
+    seed: int = 0,
+) -> dict[str, Latency]:
+    """Time ONNX files in turn, one run of each a round, on the same random input, so that load falls on all alike.
+
+    After `budget_s` seconds no further round begins, but `LEAST_RUNS` are made.
+    """
+    if batch < 1 or runs < 1:
+        raise InputError(f"batch {batch} and runs {runs} must both be 1 or more.")
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    with contextlib.ExitStack() as stack:
+        loaded = {name: stack.enter_context(open_runtime(path, provider, threads)) for name, path in models.items()}
+        feeds = {name: random_feeds(runtime, batch, seed) for name, runtime in loaded.items()}
+        begun = time.perf_counter()
+        for made in range(warmup + runs):
+            if made >= warmup + LEAST_RUNS and time.perf_counter() - begun > budget_s:
+                break
+            for name, runtime in loaded.items():
+                started = time.perf_counter()
+                runtime.run(feeds[name])
+                samples[name].append((time.perf_counter() - started) * 1e3)
+    return {name: _latency(times[warmup:]) for name, times in samples.items()}
+
+
+def random_feeds(runtime: Runtime, batch: int, seed: int = 0) -> dict[str, Array]:
+    """A batch for every input; sizes that are fixed stay as they are."""
+    random = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for name, shape in runtime.inputs.items():
+        sizes = [batch if size is None else size for size in shape]
+        if runtime.dtypes[name] == np.uint8:
+            feeds[name] = random.integers(0, 256, sizes, np.uint8)
+        else:
+            feeds[name] = random.standard_normal(sizes, np.float32).astype(runtime.dtypes[name])
+    return feeds
+
+
+def peak_bytes(path: Path, batch: int = 1) -> int:
+    """Largest resident memory of a process that loads `path` on the CPU and runs one batch, in bytes."""
+    command = [sys.executable, "-c", PEAK, str(path), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+# a child's ru_maxrss starts at its parent's memory on Linux, VmHWM does not
+PEAK = """
+import resource, sys
+from pathlib import Path
+from export.edge.latency import random_feeds
+from export.edge.runtime import open_runtime
+with open_runtime(Path(sys.argv[1]), threads=1) as runtime:
+    runtime.run(random_feeds(runtime, int(sys.argv[2])))
+status = Path("/proc/self/status")
+if status.exists():
+    kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    print(1024 * int(kilobytes))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def _latency(times: list[float]) -> Latency:
+    return Latency(float(np.median(times)), float(np.percentile(times, 95)), len(times), tuple(times))

@@ -1,0 +1,1 @@
+"""Models against the teacher, and what must hold of them."""

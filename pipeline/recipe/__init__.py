@@ -1,0 +1,1 @@
+"""What decides a run, and where it is read from."""

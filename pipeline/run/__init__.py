@@ -1,0 +1,1 @@
+"""A run: its stages from files to files, and its folder."""

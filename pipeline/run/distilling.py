@@ -1,0 +1,266 @@
+"""`pipeline distill`: a student, its learning curve, and what an interrupted run goes on from, in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from calib.distillation.distiller import Batches, Distiller, Stored, Streamed
+from calib.distillation.student import Student, adapt_pictures
+from calib.settings import Distillation
+from export.edge.compare import Comparison, compare
+from inversion.checkpoint import weights_sha256
+from inversion.config import CONFIG, config_bytes
+from inversion.errors import InputError
+from inversion.images import load_images, require_images_of
+from inversion.invert import Inverter
+from inversion.job import Inversion
+from inversion.publish import publish
+from inversion.teacher import Teacher
+from inversion.tensorfile import read_tensors, write_tensors
+from pipeline.pictures.valdata import ValData
+from pipeline.record.lock import hold
+from pipeline.record.manifest import describe_teacher
+from pipeline.record.versions import versions
+from pipeline.show.display import Display
+from pipeline.show.gallery import png
+
+STUDENT, RESULT, CURVE, PROGRESS = "student.safetensors", "distillation.json", "curve.png", "progress.safetensors"
+STUDENT_FORMAT, PROGRESS_FORMAT = "patch-rebirth.student/1", "patch-rebirth.distillation/1"
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a student learns from: an inversion that streams by, or a folder of images shown for some epochs."""
+
+    inversion: Inversion | None = None
+    keep_images: bool = False
+    images: Path | None = None
+    batch: int = 128
+    epochs: int = 1
+
+    def batches(self, teacher: Teacher, out: Path, device: str, seed: int) -> Batches:
+        """Raises `InputError` where the images are not the teacher's."""
+        if self.images is None:
+            assert self.inversion is not None
+            return Streamed(Inverter(teacher, self.inversion, device), out / "images" if self.keep_images else None)
+        images = load_images(self.images)
+        require_images_of(teacher, images, self.images)
+        return Stored(images, self.batch, self.epochs, seed)
+
+    def describe(self) -> dict[str, Any]:
+        """For the record, and to know a run again."""
+        if self.inversion is not None:
+            return {"inversion": dataclasses.asdict(self.inversion)}
+        return {"images": str(self.images), "batch": self.batch, "epochs": self.epochs}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distillation, as the command line states it; the student is judged `checks` times."""
+
+    teacher: Teacher
+    student: Student
+    source: Source
+    settings: Distillation
+    val_data: ValData | None = None
+    checks: int = 10
+
+
+def distill(job: Job, out: Path, display: Display, device: str = "auto") -> dict[str, Any]:
+    """Train `job.student` and write it, its learning curve and all figures into `out`; returns the figures.
+
+    Stopped at any moment, the same call goes on, at most SAVE_EVERY_S seconds and a batch earlier, and ends with the
+    same student. Raises `InputError` where `out` holds another distillation.
+    """
+    batches = job.source.batches(job.teacher, out, device, job.settings.seed)
+    with hold(out):
+        run = Run(job, batches, out, display)
+        if finished := run.finished():
+            return finished
+        run.resume()
+        run.learn()
+        return run.conclude()
+
+
+class Run:
+    """One distillation in its folder."""
+
+    def __init__(self, job: Job, batches: Batches, out: Path, display: Display) -> None:
+        self.job, self.batches, self.out, self.display = job, batches, out, display
+        self.identity = json.loads(
+            json.dumps(
+                {
+                    "teacher": job.teacher.sha256,
+                    "student": job.student.name,
+                    "initial weights": weights_sha256(job.student.model.state_dict()),
+                    "mean or std": [(spec.mean, spec.std) for spec in (job.teacher.spec, job.student.spec)],
+                    "settings": dataclasses.asdict(job.settings),
+                    "checks": job.checks,
+                    **job.source.describe(),
+                }
+            )
+        )
+        self.distiller = Distiller(job.teacher, job.student, job.settings)
+        self.judge = Judge(job.teacher, job.val_data) if job.val_data else None
+        self.done, self.seconds = 0, 0.0
+        self.curve: list[dict[str, Any]] = []
+
+    def finished(self) -> dict[str, Any] | None:
+        """The figures of this very distillation, where it was finished before; the student is then as it was."""
+        path = self.out / RESULT
+        if not path.is_file():
+            return None
+        mend = "take another --out."
+        try:
+            result: dict[str, Any] = json.loads(path.read_text())
+            identity = result["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{str(path)!r} is no record of a distillation: {mend}") from error
+        self._require_same(identity)
+        tensors, _ = read_tensors(self.out / STUDENT, STUDENT_FORMAT, mend)
+        self.job.student.model.load_state_dict(tensors)
+        self.display.say(f"finished before: {str(self.out)!r}")
+        return result
+
+    def resume(self) -> None:
+        """Take up what an earlier, interrupted call left in the folder."""
+        path = self.out / PROGRESS
+        if not path.is_file():
+            return
+        tensors, metadata = read_tensors(path, PROGRESS_FORMAT, "remove it to begin anew.")
+        self._require_same(json.loads(metadata.get("identity", "{}")))
+        self.distiller.restore(tensors)
+        self.done, self.seconds = int(metadata["done"]), float(metadata["seconds"])
+        self.curve = json.loads(metadata["curve"])
+        self.display.say(f"going on at batch {self.done} of {len(self.batches)}")
+
+    def learn(self) -> None:
+        total, saved = len(self.batches), time.monotonic()
+        iterations = self.job.source.inversion.iterations if self.job.source.inversion else 1
+        if self.done == 0 and not self.curve:
+            self.curve.append({"batch": 0, "seconds": 0.0, "kl": None, **self._judge()})
+        with self.display.steps("distillation", total * iterations) as advance:
+            for number in range(self.done, total):
+                started = time.perf_counter()
+                images = self.batches.batch(number, advance_of(advance))
+                kl = self.distiller.learn(images, number)
+                self.seconds += time.perf_counter() - started
+                self.done = number + 1
+                advance(self.done * iterations, f"KL {kl:.4f}")
+                self._note(kl)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self._save()
+                    saved = time.monotonic()
+
+    def conclude(self) -> dict[str, Any]:
+        """Write the student, the curve and the figures; what only served to go on is removed."""
+        job, student = self.job, self.job.student
+        model = {name: value.detach().cpu().clone() for name, value in student.model.state_dict().items()}
+        about = {"format": STUDENT_FORMAT, "teacher_sha256": job.teacher.sha256, "architecture": student.name}
+        write_tensors(self.out / STUDENT, model, about)
+        architecture, pool = student.model.pretrained_cfg["architecture"], student.model.global_pool
+        built = getattr(student.model, "_model_args", {})  # what timm writes too
+        publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels, built))
+        result = {
+            "identity": self.identity,
+            "teacher": describe_teacher(job.teacher),
+            "student": {"name": student.name, "sha256": weights_sha256(model)},
+            "versions": versions(),
+            "batches": self.done,
+            "seconds": round(self.seconds, 1),
+            "curve": self.curve,
+        }
+        publish(self.out / CURVE, png(learning_curve({student.name: self.curve})))
+        publish(self.out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        (self.out / PROGRESS).unlink(missing_ok=True)
+        return result
+
+    def _require_same(self, identity: dict[str, Any]) -> None:
+        if identity != self.identity:
+            what = next((key for key in self.identity if identity.get(key) != self.identity[key]), "version")
+            raise InputError(f"{str(self.out)!r} holds a distillation with another {what}: take another --out.")
+
+    def _note(self, kl: float) -> None:
+        """Judge the student where that is due."""
+        every = max(1, len(self.batches) // self.job.checks)
+        if self.done % every == 0 or self.done == len(self.batches):
+            judged = self._judge()
+            self.curve.append({"batch": self.done, "seconds": round(self.seconds, 3), "kl": round(kl, 6), **judged})
+
+    def _judge(self) -> dict[str, Any]:
+        if self.judge is None:
+            return {}
+        found = self.judge(self.job.student)
+        return {"top1": found.top1, "teacher_top1": found.teacher_top1, "real_kl": found.kl}
+
+    def _save(self) -> None:
+        about = {"identity": json.dumps(self.identity), "done": str(self.done), "seconds": repr(self.seconds),
+                 "curve": json.dumps(self.curve), "format": PROGRESS_FORMAT}  # fmt: skip
+        write_tensors(self.out / PROGRESS, self.distiller.state(), about)
+
+
+class Judge:
+    """Students against their teacher on real pictures, which nothing learns from; the teacher answers once."""
+
+    def __init__(self, teacher: Teacher, val_data: ValData) -> None:
+        self.teacher, self.val_data = teacher, val_data
+        self.known: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, student: Student) -> Comparison:
+        """Top-1, agreement and KL of `student`."""
+        ours, theirs, labels = self.all_answers(student)
+        return compare(theirs.numpy(), ours.numpy(), labels.numpy())
+
+    @torch.inference_mode()
+    def all_answers(self, student: Student) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [M, classes] of the student and of the teacher, and labels [M]."""
+        model, device, trains = student.model, self.teacher.device, student.model.training
+        model.eval()
+        ours, theirs, labels = [], [], []
+        for images, target in self.val_data:
+            ours.append(model(adapt_pictures(images, self.teacher, student).to(device)).float().cpu())
+            if self.known is None:
+                theirs.append(self.teacher.model(images.to(device)).float().cpu())
+                labels.append(target)
+        self.known = self.known or (torch.cat(theirs), torch.cat(labels))
+        model.train(trains)
+        return torch.cat(ours), *self.known
+
+
+def in_words(result: dict[str, Any], out: Path) -> str:
+    """The end of the curve, and what to do with the student."""
+    last = result["curve"][-1]
+    judged = ""
+    if "top1" in last:
+        judged = f"top-1 {100 * last['top1']:.2f}% of real pictures (teacher {100 * last['teacher_top1']:.2f}%), "
+    return f"{judged}KL {last['kl']:.4f} after {result['batches']} batches: {out / STUDENT}"
+
+
+def learning_curve(curves: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Top-1, or where no real pictures judge the KL of the batches, over minutes (Figure A3), a line a student."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    panel = figure.subplots()
+    real = any("top1" in point for curve in curves.values() for point in curve)
+    for name, curve in curves.items():
+        points = [point for point in curve if (point.get("top1") if real else point["kl"]) is not None]
+        values = [100 * point["top1"] if real else point["kl"] for point in points]
+        panel.plot([point["seconds"] / 60 for point in points], values, marker=".", label=name)
+    panel.set_xlabel("minutes of inversion and training")
+    panel.set_ylabel("top-1, % of real pictures" if real else "KL to the teacher, synthetic")
+    panel.legend(fontsize=8)
+    return figure
+
+
+def advance_of(advance: Any) -> Any:
+    """Inversion tells (iterations, loss); a bar takes (steps, words)."""
+    return lambda done, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")

@@ -1,0 +1,150 @@
+"""What a person sees while a run works: a bar with ETA for every long step, one table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from export.edge.kernels import sentences
+
+Advance = Callable[[int, str], None]
+"""Called with (steps done, a short remark such as the loss)."""
+OnPhase = Callable[[str, int, int, float], None]
+
+
+class Display:
+    """Progress goes to stderr, results to stdout; `quiet` drops progress, `verbose` adds the lines of `run.log`."""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.out, self.verbose = Console(), verbose
+        self.progress_console = Console(stderr=True, quiet=quiet)
+
+    def say(self, text: str) -> None:
+        self.progress_console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, sentence: str) -> None:
+        """Also when `quiet`: it is no progress."""
+        Console(stderr=True).print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    def log(self, line: str) -> None:
+        if self.verbose:
+            self.say(line)
+
+    @contextmanager
+    def steps(self, title: str, total: int) -> Iterator[Advance]:
+        """A bar of `total` steps; where there is no terminal, a line at each quarter."""
+        if not self.progress_console.is_terminal:
+            yield self._lines(title, total)
+            return
+        columns = (
+            TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.progress_console) as progress:
+            task = progress.add_task(title, total=total, remark="")
+            yield lambda done, remark: progress.update(task, completed=done, remark=remark)
+
+    @contextmanager
+    def phases(self) -> Iterator[OnPhase]:
+        """For work that tells (phase, steps done, steps, KL or error): a bar a phase, from its first step on."""
+        current = ""
+        advance: Advance
+        with ExitStack() as stack:
+
+            def on_phase(phase: str, done: int, total: int, value: float) -> None:
+                nonlocal current, advance
+                if phase != current:
+                    stack.close()
+                    current, advance = phase, stack.enter_context(self.steps(phase, total))
+                said = "rounding error" if phase == "basis" else "KL"
+                advance(done, f"{said} {value:.4f}" if value == value else "")
+
+            yield on_phase
+
+    def _lines(self, title: str, total: int) -> Advance:
+        reached = 0
+
+        def advance(done: int, remark: str) -> None:
+            nonlocal reached
+            quarter = done * 4 // max(total, 1)
+            if quarter > reached:
+                reached = quarter
+                self.say(f"  {title}: {done}/{total}{f', {remark}' if remark else ''}")
+
+        return advance
+
+    def stage(self, record: dict[str, Any]) -> None:
+        """One line for a finished stage."""
+        how = "unchanged, not run again" if record["cached"] else f"{record['seconds']:.1f} s"
+        self.say(f"{record['name']}: {how}")
+
+    def results(self, manifest: dict[str, Any]) -> None:
+        """The table of results, the gates, and the engines; a line that is too wide is wrapped by the terminal."""
+        rows = result_rows(manifest)
+        table = Table(*rows[0], title=f"{manifest['teacher']['name']} {manifest['recipe']['bits']}")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row.values())
+        self.out.print(table)
+        validation = manifest["validation"]
+        for gate in validation["gates"]:
+            mark = "passed" if gate["passed"] else "FAILED"
+            self._line(f"gate {gate['name']}: {gate['value']:.4g} (limit {gate['limit']:.4g}) {mark}")
+        for engine in validation["runtimes"]["tensorrt"] or []:
+            status = "executed" if engine["executed"] else "built, not executed"
+            self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
+        for runtime in (validation["runtimes"]["onnxruntime"], *(validation["runtimes"]["tensorrt"] or [])):
+            for line in sentences(runtime["kernels"]):
+                self._line(line)
+
+    def table(self, table: Table) -> None:
+        """A table that is too wide for the terminal is cut by it."""
+        self.out.print(table)
+
+    def _line(self, text: str) -> None:
+        self.out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
+    """Accuracy, agreement, size and latency as text: a row a measure, a column a model."""
+    validation = manifest["validation"]
+    runtime, real, synthetic = validation["runtimes"]["onnxruntime"], validation["real"], validation["synthetic"]
+    plain = validation.get("float") or {
+        "real": None,
+        "synthetic": {},
+    }  # of an earlier version: its float file did not run
+    measures: list[tuple[str, ...]] = []
+    if real:
+        tops = (plain["real"] or {"top1": real["teacher_top1"]})["top1"], real["top1"]
+        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * top:.2f}" for top in tops)))
+        measures += _fidelity(plain["real"], real, "real")
+    for kind, found in synthetic.get("kinds", {"synthetic": synthetic}).items():
+        measures += _fidelity(plain["synthetic"].get("kinds", {}).get(kind), found, kind)
+    models = runtime["float"], runtime["quantized"]
+    measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
+    measures.append(("peak memory, MB", *(f"{model['peak_bytes'] / 1e6:.0f}" for model in models)))
+    for row in runtime["latency"]:
+        times = (f"{row[name]['median_ms']:.2f} ({row[name]['p95_ms']:.2f})" for name in ("float", "quantized"))
+        measures.append((f"latency (p95), ms, batch {row['batch']}", *times))
+    names = "", "FP32 ONNX", f"{manifest['recipe']['bits']} ONNX"
+    return [dict(zip(names, measure, strict=True)) for measure in measures]
+
+
+def _fidelity(plain: dict[str, Any] | None, quantized: dict[str, Any], kind: str) -> list[tuple[str, ...]]:
+    """Of both files: agreement with the teacher, the quantized one's with its 95% interval, and KL."""
+    low, high = quantized["agreement_interval"]
+    agreement = f"{100 * quantized['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return [
+        (
+            f"agreement, % of {quantized['n']} {kind} [95%]",
+            f"{100 * plain['agreement']:.2f}" if plain else "",
+            agreement,
+        ),
+        (f"KL, nats, {kind}", f"{plain['kl']:.4f}" if plain else "", f"{quantized['kl']:.4f}"),
+    ]

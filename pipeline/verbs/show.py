@@ -1,0 +1,54 @@
+"""What shows: a run's report, its pictures, this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inversion.errors import InputError
+from pipeline.verbs.options import Checkpoint, Quiet, Teacher
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """A run folder's HTML report again."""
+    from pipeline.record.manifest import load_manifest
+
+    load_manifest(run)  # what is no run is refused before anything heavy is imported
+
+    from pipeline.show.report import rewrite_report
+
+    typer.echo(str(rewrite_report(run)))
+
+
+def gallery(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a folder of shards.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/gallery by default.")] = None,
+    teacher: Teacher = None,
+    checkpoint: Checkpoint = None,
+    quiet: Quiet = False,
+) -> None:
+    """Contact sheets of what was inverted.
+
+    Sparse images by stage, mosaics, the re-birth of patches, and histograms of confidence.
+
+    A folder of shards alone needs --teacher for the confidence; a run folder names its own.
+    """
+    from inversion.teacher import load_teacher
+    from pipeline.show import gallery as pictures
+    from pipeline.show.display import Display
+
+    if checkpoint and not teacher:
+        raise InputError(f"--checkpoint {str(checkpoint)!r} holds the weights of a --teacher: name it too.")
+    loaded = load_teacher(teacher, checkpoint) if teacher else None
+    for path in pictures.gallery(run, out, Display(quiet), loaded):
+        typer.echo(str(path))
+
+
+def doctor() -> None:
+    """What this machine can do, and how to mend what is missing."""
+    from pipeline.show.doctor import examine
+
+    for line in examine():
+        typer.echo(line)

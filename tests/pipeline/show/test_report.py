@@ -1,0 +1,168 @@
+"""What a person reads at the end: the table fits 80 columns, the report and junit.xml say what the manifest says."""
+
+import io
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.show.display import Display, result_rows
+from pipeline.show.report import write_junit, write_report
+
+
+def fidelity(n: int, agreement: float, **more: float) -> dict[str, Any]:
+    return {"n": n, "agreement": agreement, "agreement_interval": [0.5, 1.0], "kl": 0.0123, **more}
+
+
+def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> dict[str, Any]:
+    model = {"bytes": 2_758_244, "peak_bytes": 90_123_456}
+    times = {"median_ms": 6.078, "p95_ms": 9.8}
+    kernels = {
+        "runtime": "ONNX Runtime 1.31", "linears": {"integer": 50, "all": 50}, "attention": {"integer": 0, "all": 24},
+        "as_floats": [{"name": "blocks.0.attn/MatMul", "reason": "the scheme leaves its inputs float"}] * 24,
+    }  # fmt: skip
+    engine = {
+        "path": "engine.tensorrt_rtx.sm89.plan", "backend": "tensorrt_rtx", "version": "1.7", "arch": "sm89",
+        "bytes": 6_495_316, "build_seconds": 1.37, "executed": False,
+        "build_command": "tensorrt_rtx --onnx=m.onnx", "kernels": {**kernels, "runtime": "tensorrt_rtx 1.7 sm89"},
+    }  # fmt: skip
+    gates = [
+        {"name": "synthetic_kl", "value": 0.01234, "limit": 0.5, "passed": True},
+        {"name": "real_agreement", "value": 0.998, "limit": 0.75 if passed else 1.1, "passed": passed},
+    ]
+    return {
+        "schema": 1,
+        "recipe": {"bits": "w4a8"},
+        "teacher": {"name": "deit_base", "sha256": "0" * 64, "num_classes": 10, "input_size": [3, 224, 224]},
+        "versions": {"python": "3.11", "tensorrt": None},
+        "stages": [
+            {
+                "name": "invert",
+                "digest": "d" * 64,
+                "seconds": 1.0,
+                "cached": False,
+                "outputs": [],
+                "metrics": {"warnings": ["2 of 4 images are of one colour."]},
+            }
+        ],
+        "validation": {
+            "passed": passed,
+            "gates": gates,
+            "synthetic": {**fidelity(406, 1.0), "kinds": {"mosaics": fidelity(6, 1.0), "leaves": fidelity(400, 1.0)}},
+            "float": {
+                "synthetic": {"kinds": {"mosaics": fidelity(6, 1.0, kl=0.0), "leaves": fidelity(400, 1.0, kl=0.0)}},
+                "real": fidelity(50_000, 1.0, kl=0.0, top1=0.8180) if real else None,
+            },
+            "real": fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
+            "runtimes": {
+                "onnxruntime": {
+                    "float": model,
+                    "quantized": {**model, "bytes": 812_956},
+                    "kernels": kernels,
+                    "latency": [{"batch": batch, "float": times, "quantized": times, "ratio": 1.0} for batch in (1, 8)],
+                },
+                "tensorrt": [engine] if engines else None,
+            },
+        },
+    }
+
+
+def printed(found: dict[str, Any], width: int = 80) -> str:
+    display, out = Display(quiet=True), io.StringIO()
+    display.out = Console(file=out, width=width)
+    display.results(found)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_table_reads_well_at_80_columns(real: bool) -> None:
+    """No line is wider than a terminal, nothing is cut short, every measure stands on one line of its own."""
+    found = manifest(real)
+    text = printed(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for row in result_rows(found):
+        (line,) = [line for line in text.splitlines() if f"│ {next(iter(row.values()))} " in line]
+        assert all(value in line for value in row.values())
+
+
+def test_rows_are_measures_and_columns_are_models() -> None:
+    """Accuracy of both, agreement with its sample and interval, KL, size, latency."""
+    rows = result_rows(manifest())
+    assert all(list(row) == ["", "FP32 ONNX", "w4a8 ONNX"] for row in rows)
+    assert {tuple(row.values()) for row in rows} >= {
+        ("top-1, % of 50000 real", "81.80", "80.36"),
+        ("agreement, % of 50000 real [95%]", "100.00", "99.80 [50.0, 100.0]"),
+        ("agreement, % of 6 mosaics [95%]", "100.00", "100.00 [50.0, 100.0]"),
+        ("KL, nats, mosaics", "0.0000", "0.0123"),
+        ("file, MB", "2.76", "0.81"),
+        ("peak memory, MB", "90", "90"),
+        ("latency (p95), ms, batch 1", "6.08 (9.80)", "6.08 (9.80)"),
+    }
+    assert not [row for row in result_rows(manifest(real=False)) if "real" in row[""]]
+
+
+def test_gates_and_engines_are_lines_that_can_be_searched() -> None:
+    """Each on one line however long a path is; an engine that did not run is never called validated."""
+    found = manifest(passed=False)
+    found["validation"]["runtimes"]["tensorrt"][0]["path"] = "engine." + "x" * 100 + "[/b].plan"
+    lines = printed(found).splitlines()
+    assert "gate synthetic_kl: 0.01234 (limit 0.5) passed" in lines
+    assert "gate real_agreement: 0.998 (limit 1.1) FAILED" in lines
+    assert f"engine engine.{'x' * 100}[/b].plan (6.5 MB): built, not executed" in lines
+    assert "ONNX Runtime 1.31: integer kernels: 50 of 50 linears, 0 of 24 in attention" in lines
+    assert "  blocks.0.attn/MatMul and 23 more: the scheme leaves its inputs float" in lines
+
+
+def test_progress_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:
+    """A path is printed as it is: brackets are no markup, long ones are not broken; --quiet drops it."""
+    path = "runs/[/b][red]" + "x" * 200
+    Display().say(path)
+    Display(quiet=True).say(path)
+    assert capfd.readouterr() == ("", path + "\n")
+
+
+def test_progress_without_a_terminal_is_a_line_a_quarter(capfd: pytest.CaptureFixture[str]) -> None:
+    """In a log file there are four lines a stage, not one an iteration."""
+    with Display().steps("inversion", 400) as advance:
+        for done in range(401):
+            advance(done, "loss 1.000")
+    assert capfd.readouterr().err.splitlines() == [
+        f"  inversion: {done}/400, loss 1.000" for done in (100, 200, 300, 400)
+    ]
+
+
+@pytest.mark.parametrize(("real", "engines"), [(True, True), (False, False)])
+def test_report_says_what_the_manifest_says(real: bool, engines: bool, tmp_path: Path) -> None:
+    """Without images, pictures or engines the page is whole too, and says so."""
+    page = write_report(manifest(real, engines), tmp_path).read_text()
+    assert "2 of 4 images are of one colour." in page
+    assert '<span class="passed">passed</span>' in page
+    assert ("50000 real pictures judged the result" in page) is real
+    assert ("give some with <code>--val-data</code>" in page) is not real
+    assert ("built, not executed" in page) is engines
+    assert ("None was built" in page) is not engines
+    assert "Synthetic images" not in page
+    assert "tensorrt None" not in page
+    for row in result_rows(manifest(real, engines)):
+        assert "".join(f"<td>{value}</td>" for value in row.values()) in page
+
+
+def test_report_escapes_names(tmp_path: Path) -> None:
+    """A name from outside is text, never markup."""
+    found = manifest()
+    found["teacher"]["name"] = "<script>alert(1)</script>"
+    assert "<script" not in write_report(found, tmp_path).read_text()
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_junit_counts_failures(passed: bool, tmp_path: Path) -> None:
+    """One test case a gate; a failed one says its value and its limit."""
+    write_junit(manifest(passed=passed), tmp_path / "j.xml")
+    suite = ET.parse(tmp_path / "j.xml").getroot()
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "0" if passed else "1")
+    assert [case.get("name") for case in suite] == ["synthetic_kl", "real_agreement"]
+    failures = [failure.get("message") for failure in suite.iter("failure")]
+    assert failures == ([] if passed else ["0.998 misses the limit 1.1"])

@@ -1,0 +1,150 @@
+"""`pipeline validate`, and what a run's models carry: labels, digests, preprocessing, bytes at the entrance."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from calib.freeze import freeze
+from calib.lsq import learn_steps
+from calib.ranges import calibrate, insert_quantizers
+from calib.scheme import QuantScheme
+from calib.settings import Calibration
+from calib.views import dense_views
+from export.edge.runtime import open_runtime
+from export.pixels import to_pixels
+from inversion.leaves import dead_leaves
+from inversion.teacher import Teacher, load_teacher
+from pipeline.pictures.labels import known_labels
+from pipeline.run.folder import file_sha256
+from pipeline.run.stages import export_files
+from tests.shell import run
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return load_teacher("digits_vit")
+
+
+@pytest.fixture(scope="module")
+def folder(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a w8a8 model that takes bytes, with its quantized weights."""
+    made = tmp_path_factory.mktemp("bytes")
+    scheme = QuantScheme.parse("w8a8")
+    views = dense_views(dead_leaves(teacher.spec, 8, 0), teacher.patch_size)
+    student = insert_quantizers(teacher.model, scheme)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    learn_steps(student)
+    freeze(student, teacher, scheme).save(made / "quantized.safetensors")
+    labels = known_labels(teacher, None, None)
+    export_files(teacher, made / "quantized.safetensors", made, labels, lambda *_: None, uint8_input=True)
+    return made
+
+
+def test_models_carry_what_they_are(teacher: Teacher, folder: Path) -> None:
+    """Teacher, scheme, digests, labels and preprocessing stand in the ONNX file itself."""
+    found = {prop.key: prop.value for prop in onnx.load(folder / "model.onnx").metadata_props}
+    assert found["teacher"] == "digits_vit"
+    assert found["scheme"] == "w8a8"
+    assert found["teacher_sha256"] == teacher.sha256
+    assert found["quantized_sha256"] == file_sha256(folder / "quantized.safetensors")
+    assert json.loads(found["labels"]) == [str(digit) for digit in range(10)]
+    steps = json.loads((folder / "preprocess.json").read_text())
+    assert json.loads(found["preprocess"]).items() <= steps.items()
+
+
+def test_a_model_of_bytes_answers_as_the_weights_say(teacher: Teacher, folder: Path) -> None:
+    """uint8 [batch, H, W, C] at the entrance, which preprocess.json says; the graph scales and normalises."""
+    steps = json.loads((folder / "preprocess.json").read_text())
+    assert (steps["tensor"]["dtype"], steps["tensor"]["layout"]) == ("uint8", "NHWC")
+    assert steps["tensor"]["shape"] == ["batch", 32, 32, 1]
+    assert "normalise" not in steps
+    images = dead_leaves(teacher.spec, 16, 1)
+    with open_runtime(folder / "model.onnx") as runtime:
+        logits = runtime.run({"input": to_pixels(images, teacher.spec).numpy()})["logits"]
+    with torch.inference_mode():
+        expected = teacher.model(images).numpy()
+    assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+
+def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real digits and leaves judge, kernels are counted, both models are timed; JSON and JUnit hold the verdict."""
+    places = f"--json {tmp_path / 'v.json'} --junit {tmp_path / 'v.xml'}"
+    line = f"validate {folder / 'model.onnx'} --teacher digits_vit {places} --quiet --set validation.pictures=100"
+    assert run(line) == 0
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["real"]["n"] == 500
+    assert verdict["real"]["agreement"] > 0.97
+    assert verdict["runtimes"]["onnxruntime"]["kernels"]["linears"] == {"integer": 26, "all": 26}
+    assert [row["batch"] for row in verdict["runtimes"]["onnxruntime"]["latency"]] == [1, 8]
+    assert verdict["layers"] is None
+    assert {case.get("name") for case in ET.parse(tmp_path / "v.xml").getroot()} == {
+        "synthetic_kl", "float_onnx_kl", "real_agreement", "real_top1_drop", "integer_coverage",
+        "teacher_top1_above_chance", "teacher_top1_for_its_confidence",
+    }  # fmt: skip
+    assert "integer kernels: 26 of 26 linears" in capsys.readouterr().out
+
+
+def test_gates_of_a_file_can_be_set_and_fail(folder: Path) -> None:
+    """A latency ratio that nothing reaches fails, with exit code 1."""
+    line = f"validate {folder / 'model.onnx'} --teacher digits_vit --set validation.max_latency_ratio=0.0001 --quiet"
+    assert run(line) == 1
+
+
+def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
+    """Integers of the last layer turned around: its answers are no longer the teacher's, and the gate says so."""
+    model = onnx.load(folder / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{folder}/model.onnx", "add --teacher"),
+        ("{folder}/model.fp32.onnx --teacher digits_vit", "has no quantized weights"),
+        ("{folder}/preprocess.json --teacher digits_vit", "is not an ONNX file"),
+        ("{folder}/no.onnx --teacher digits_vit", "does not exist: give a run folder, or a model.onnx"),
+        ("{folder}/model.onnx --teacher digits_vit --val-data {folder}/no", "does not exist"),
+        ("{folder}/model.onnx --teacher digits_vit --set validation.provider=tpu", "unknown provider 'tpu'"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    line: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence that names what was wrong, exit code 2."""
+    assert run(f"validate {line.format(folder=folder)} --quiet") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_model_of_another_teacher_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other classes than the teacher's."""
+    model = onnx.load(folder / "model.onnx")
+    for name in ("head.weight", "head.bias", "head.weight_step", "head.weight_zero_point"):
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[..., :7].copy(), name))
+    del model.graph.value_info[:]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    onnx.save(model, tmp_path / "m.onnx")
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 2
+    assert "answers for 7 classes, 'digits_vit' has 10" in capsys.readouterr().err
+
+
+def test_labels_are_what_is_known(teacher: Teacher, tmp_path: Path) -> None:
+    """The class map's lines in class order; nothing for a checkpoint of one's own."""
+    assert known_labels(teacher, "own.safetensors", None) is None
+    names = tmp_path / "map.txt"
+    names.write_text("\n".join(f"class{number}" for number in range(10)))
+    assert known_labels(teacher, "own.safetensors", names) == [f"class{number}" for number in range(10)]
