@@ -45,7 +45,8 @@ from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.sparse import embed
 from inversion.teacher import load_teacher
-from pipeline.recipe.recipe import Recipe, make_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.resolve import make_recipe
 
 PLAIN = "weights"
 MOMENT_IMAGES = 48

@@ -56,7 +56,7 @@ from inversion.schedule import schedule
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
 from pipeline.pictures.valdata import ValData
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 
 
 @dataclass(frozen=True)

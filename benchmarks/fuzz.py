@@ -51,8 +51,9 @@ from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
 from pipeline.pictures.valdata import open_val_data
-from pipeline.recipe.recipe import STAGES, make_recipe
+from pipeline.recipe.resolve import make_recipe
 from pipeline.record.manifest import MANIFEST, load_manifest
+from pipeline.run.build import NAMES
 
 SLOWEST_S = 10
 ODD = (0, -1, 1, 2**31, 2**63, -(2**63), 1e308, float("nan"), "", "x" * 300, "../..", "\x00", None, True, [], {}, [[]])
@@ -226,11 +227,7 @@ def command(words: list[str]) -> None:
         raise SystemExit(0)
 
     with contextlib.ExitStack() as stack:
-        for name in (
-            "inversion.teacher.load_teacher",
-            "pipeline.run.stages.load_teacher",
-            "pipeline.run.single.teacher_of",
-        ):
+        for name in ("inversion.teacher.load_teacher", "pipeline.run.job.load_teacher"):
             stack.enter_context(mock.patch(name, begin))
         stack.enter_context(contextlib.redirect_stderr(said))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -279,7 +276,7 @@ def some_manifest(recipe: str) -> bytes:
         {
             "schema": 1, "recipe": json.loads(recipe), "versions": {"torch": "2"}, "validation": validation,
             "teacher": {"name": "digits_vit", "sha256": "0" * 64, "num_classes": 10, "input_size": [1, 32, 32]},
-            "stages": [{"name": name, **stage} for name in STAGES],
+            "stages": [{"name": name, **stage} for name in NAMES],
         }
     ).encode()  # fmt: skip
 

@@ -33,7 +33,7 @@ from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.leaves import dead_leaves, pink_noise
 from inversion.teacher import InputSpec, Teacher, load_teacher
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 
 PARTS = ("all", "small")
 FIRST_UNSEEN = 100_000

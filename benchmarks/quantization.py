@@ -24,7 +24,8 @@ from calib.quantize import quantize
 from export.qdq import qdq_module
 from inversion.images import SparseImages, load_images
 from inversion.teacher import Teacher, load_teacher
-from pipeline.recipe.recipe import Recipe, make_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.resolve import make_recipe
 
 PLAIN = ("training.updates=0",)
 

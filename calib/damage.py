@@ -77,18 +77,19 @@ def raised_scheme(scheme: QuantScheme, names: Collection[str]) -> QuantScheme:
     )
 
 
-def judging_material(teacher: Teacher, images: SparseImages, pictures: int) -> tuple[Views, Views, Views]:
+def judging_material(
+    teacher: Teacher, images: SparseImages, pictures: int, settings: Calibration
+) -> tuple[Views, Views, Views]:
     """(what sets ranges, what judges a layer, what judges a whole model), the last at least `pictures` long.
 
     A layer is judged by the dead leaves that judge in `calib.quantize`; a whole model by these and
     as many leaves more as are wanting. None of them sets ranges.
     """
-    settings = Calibration()
     show, held_out = material(teacher, images, settings)
     used = settings.leaves + JUDGES
     more = dead_leaves(teacher.spec, max(0, pictures - len(held_out)), settings.seed, first=used)
     extra = dense_views(more.to(teacher.device), images.patch_size).groups if len(more) else ()
-    return show("mixed").first(RANGE_IMAGES), held_out, Views((*held_out.groups, *extra))
+    return show(settings.views).first(RANGE_IMAGES), held_out, Views((*held_out.groups, *extra))
 
 
 class Probe:
@@ -99,14 +100,21 @@ class Probe:
     """
 
     def __init__(
-        self, teacher: Teacher, scheme: QuantScheme, images: Views, judge: Views, on_phase: OnPhase | None = None
+        self,
+        teacher: Teacher,
+        scheme: QuantScheme,
+        images: Views,
+        judge: Views,
+        basis: Basis,
+        calibration: Calibration,
+        on_phase: OnPhase | None = None,
     ) -> None:
         """Raises `InputError` where `scheme` asks for what the teacher does not have."""
         self.teacher, self.scheme = teacher.model, scheme
-        model, *_ = change_basis(teacher.model, scheme, Basis(), on_phase)
+        model, *_ = change_basis(teacher.model, scheme, basis, on_phase)
         self.student = quantizable(model, scheme, images)
         self.inputs = input_quantizers(self.student)
-        set_ranges(self.student, model, images, judge, Calibration(), on_phase)
+        set_ranges(self.student, model, images, judge, calibration, on_phase)
         self.layers = quantized_layers(self.student)
         self._raised = _weight_ranges(insert_quantizers(model, raised_scheme(scheme, self.layers)))
         self._given = _weight_ranges(self.student)

@@ -76,6 +76,13 @@ class Job:
     checks: int = 10
 
 
+def so_many(batches: int, inversion: Inversion) -> Inversion:
+    """The inversion of so many `batches`."""
+    one = dataclasses.replace(inversion, images=inversion.batch)
+    whole = len(one.shards()[0]) * one.images_per_trajectory  # v = 7 makes 126 of 128
+    return dataclasses.replace(one, images=batches * whole, batch=whole)
+
+
 def distill(job: Job, out: Path, display: Display, device: str = "auto") -> dict[str, Any]:
     """Train `job.student` and write it, its learning curve and all figures into `out`; returns the figures.
 

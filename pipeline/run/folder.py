@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +18,13 @@ from inversion.publish import publish
 from pipeline.record.lock import hold
 from pipeline.record.manifest import MANIFEST, SCHEMA, read_manifest
 from pipeline.record.versions import versions
+from pipeline.run.stage import StageResult
 
 if TYPE_CHECKING:
     pass
 
 LOG = "run.log"
 SHARDS = "images/shard-*.safetensors"
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """Files that a stage published, and what it measured."""
-
-    outputs: list[Path]
-    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:

@@ -23,7 +23,7 @@ from inversion.publish import publish
 from inversion.sparse import patchify, take
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 from pipeline.record.lock import require_no_way_out
 from pipeline.record.manifest import load_manifest
 from pipeline.show.display import Display

@@ -28,11 +28,11 @@ def test_the_estimate_is_what_was_measured() -> None:
 def test_training_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence names the batch and both sizes; what fits, and what does not train, is let through."""
     model = small_teacher().model
-    large = Training(batch=100_000, precision="float32")
+    large = Training(updates=1, batch=100_000, precision="float32")
     monkeypatch.setattr(memory, "free_memory", lambda: 1e9)
     with pytest.raises(
         MachineError, match=r"^training in batches of 100000 needs about 2\d\.\d GB, 1\.0 GB are free: t"
     ):
         require_training_memory(model, large)
     require_training_memory(model, Training(batch=100_000, updates=0))
-    require_training_memory(model, Training(batch=64, precision="float32"))
+    require_training_memory(model, Training(updates=1, batch=64, precision="float32"))

@@ -13,7 +13,8 @@ import pytest
 from inversion.errors import InputError
 from pipeline.record.manifest import MANIFEST, load_manifest
 from pipeline.record.versions import PACKAGES
-from pipeline.run.folder import RunFolder, StageResult, product_digest, stage_digest
+from pipeline.run.folder import RunFolder, product_digest, stage_digest
+from pipeline.run.stage import StageResult
 
 RECIPE = {"bits": "w4a8"}
 TEACHER = {"name": "t", "sha256": "0", "num_classes": 10, "input_size": [1, 32, 32]}
