@@ -42,6 +42,9 @@ READS: dict[str, tuple[str, ...]] = {
     "sensitivity": (*TEACHER, *PICTURES, *LEARNING),
     "distill": (*TEACHER, *PICTURES, "seed", "inversion", "distillation"),
     "export": (*TEACHER, "class_map", "export"),
+    "reproduce": (*TEACHER, *PICTURES),
+    "bench": TEACHER,
+    "gallery": TEACHER,
     "validate": (*TEACHER, *PICTURES, "bits", "scheme", "validation"),
 }
 """Which keys of a recipe a verb reads. A flag or an override of another key is refused; a file may hold them all."""

@@ -82,11 +82,12 @@ def preflight(
     return dataclasses.replace(job, pictures=real_pictures(recipe, job.teacher, display)) if judged else job
 
 
-def teacher_of(recipe: Recipe, place: torch.device, display: Display) -> Teacher:
+def teacher_of(recipe: Recipe, place: torch.device, display: Display, random_weights: bool = False) -> Teacher:
     """The teacher that a recipe names, at `place`; what was assumed of it is said."""
     teacher = load_teacher(
-        recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input, device=place.type
-    )
+        recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input,
+        random_weights=random_weights, device=place.type,
+    )  # fmt: skip
     for sentence in teacher.notes:
         display.warn(sentence)
     return teacher

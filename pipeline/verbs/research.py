@@ -183,6 +183,11 @@ def reproduce(
         "teacher"
     ),
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     student_checkpoint: Annotated[Path | None, typer.Option(help="The student's first weights.")] = None,
     student_size: Annotated[int | None, typer.Option(help="Side of its pictures; the teacher's by default.")] = None,
     val_data: ValData = None,
@@ -197,22 +202,26 @@ def reproduce(
     from pipeline.reproduce.scale import choose_scale
 
     chosen = choose_scale(scale, sizes or ())
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, val_data=val_data, class_map=class_map, image_column=image_column,
+        label_column=label_column,
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    named = make_recipe(flags, verb="reproduce")
 
     from calib.distillation.student import load_student
     from inversion.machine import choose_device
-    from inversion.teacher import load_teacher
-    from pipeline.pictures.valdata import judging_pictures
-    from pipeline.recipe.recipe import PictureSource
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
+    from pipeline.run.job import Places, preflight
     from pipeline.show.display import Display
 
     experiment, display = find_experiment(name), Display(quiet)
-    loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
-    source = PictureSource(
-        **flags_of(val_data=val_data, class_map=class_map, image_column=image_column, label_column=label_column)
-    )
-    pictures = judging_pictures(loaded, checkpoint, source, display)
+    job = preflight(named, choose_device(device), Places.run(out), display, judged=True)
+    loaded, pictures = job.teacher, job.pictures
 
     def fresh(seed: int) -> Any:
         return load_student(student, loaded, student_checkpoint, student_size, fresh_head=True, seed=seed)
@@ -228,6 +237,11 @@ def bench_inversion(
     teacher: TeacherNeeded,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="No checkpoint: speed is the same.")] = False,
     batch: Annotated[int, typer.Option(help="Images that one run yields; PRI inverts batch / v trajectories.")] = 128,
     rounds: Annotated[int, typer.Option(help="Every round times all methods in turn.")] = 3,
@@ -236,14 +250,24 @@ def bench_inversion(
     quiet: Quiet = False,
 ) -> None:
     """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
-    from inversion.teacher import load_teacher
-    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
-    from pipeline.show.display import Display
-
     if json:
         require_place(json, "--json")
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation,
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    named = make_recipe(flags, verb="bench")
+
+    from inversion.machine import choose_device
+    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
+    from pipeline.run.job import teacher_of
+    from pipeline.show.display import Display
+
     display = Display(quiet)
-    loaded = load_teacher(teacher, checkpoint, random_weights=random_weights)
+    loaded = teacher_of(named, choose_device(device), display, random_weights)
     with display.steps("bench", rounds * len(METHODS)) as advance:
         results = measure_inversion(loaded, batch, rounds, device, precision, advance)
     if json:
