@@ -36,8 +36,9 @@ from pathlib import Path
 import numpy as np
 from export.edge.build import build_engines
 from export.edge.compare import compare
-from export.edge.kernels import onnxruntime_kernels, require_quantized
+from export.edge.kernels import require_quantized
 from export.edge.latency import measure_latency
+from export.edge.registry import find_runtime
 from export.edge.runtime import answer, open_runtime, require_provider
 
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -49,7 +50,7 @@ with open_runtime(model, threads=1) as session:
     logits = answer(session, np.zeros((2, 1, 32, 32), np.float32))
 assert compare(logits, logits, [0, 1]).agreement == 1
 assert measure_latency({"model": model}, threads=1, runs=5, warmup=1)["model"].median_ms > 0
-assert onnxruntime_kernels(model).share == 1
+assert find_runtime("cpu").kernels(model).share == 1
 """
 
 
