@@ -20,6 +20,7 @@ HEAVY = (
     "onnxruntime",
     "numpy",
     "sklearn",
+    "scipy",
     "matplotlib",
     "pyarrow",
     "tensorrt_rtx",
