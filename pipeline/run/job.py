@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from export.edge.engine import choose_backend
+from export.edge.registry import choose_backend
 from inversion.errors import InputError
 from inversion.machine import settle_sums
 from inversion.teacher import Teacher, load_teacher

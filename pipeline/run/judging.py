@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.edge.engine import EngineSpec
+from export.edge.engine_spec import EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.latency import random_feeds
 from export.edge.runtime import Runtime, answer, open_runtime, require_provider

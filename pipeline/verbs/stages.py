@@ -184,8 +184,8 @@ def engine(
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
     from export.edge.build import build_engines
-    from export.edge.engine import choose_backend
     from export.edge.kernels import sentences
+    from export.edge.registry import choose_backend
 
     archs, batches = parse_archs(arch), parse_batches(batch)
     require_precision(precision)
