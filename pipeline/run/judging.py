@@ -24,7 +24,8 @@ from pipeline.recipe.resolve import overridden, read_back
 from pipeline.record.manifest import describe_teacher, load_manifest
 from pipeline.run.build import begin, conclude, run_stage
 from pipeline.run.folder import RunFolder
-from pipeline.run.job import Places, preflight, require_same_teacher
+from pipeline.run.job import Places
+from pipeline.run.preflight import preflight, require_same_teacher
 from pipeline.run.stages.validate import Validate
 from pipeline.show.display import Display
 
