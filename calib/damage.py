@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calib.fidelity import Fidelity, OnStep, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import OnPhase, change_basis, material, quantizable, set_ranges
+from calib.quantization import OnPhase, change_basis, material, quantizable, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import JUDGES, Basis, Calibration
@@ -82,7 +82,7 @@ def judging_material(
 ) -> tuple[Views, Views, Views]:
     """(what sets ranges, what judges a layer, what judges a whole model), the last at least `pictures` long.
 
-    A layer is judged by the dead leaves that judge in `calib.quantize`; a whole model by these and
+    A layer is judged by the dead leaves that judge in `calib.quantization`; a whole model by these and
     as many leaves more as are wanting. None of them sets ranges.
     """
     show, held_out = material(teacher, images, settings)

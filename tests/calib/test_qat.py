@@ -18,7 +18,7 @@ from calib.layers import quantized_layers
 from calib.lessons import Lessons
 from calib.lsq import learn_steps
 from calib.qat import Outcome, train
-from calib.quantize import OnPhase, Quantized, quantize
+from calib.quantization import OnPhase, Quantized, quantize
 from calib.ranges import calibrate
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training

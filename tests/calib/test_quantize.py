@@ -2,7 +2,7 @@
 
 import torch
 
-from calib.quantize import JUDGES, material
+from calib.quantization import JUDGES, material
 from calib.settings import Calibration
 from inversion.sparse import unpatchify
 from tests.small import small_teacher, sparse_images

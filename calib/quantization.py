@@ -65,23 +65,36 @@ class Quantized:
     tried: dict[str, Fidelity]
     training: Outcome
 
+    def save(self, path: Path | str) -> None:
+        """Write the weights to `path`, as `QuantizedWeights.load` reads them."""
+        self.weights.save(path)
+
+
+BASIS, CALIBRATION, ROUNDING, TRAINING = Basis(), Calibration(), Rounding(), Training()
+
 
 def quantize(
     teacher: Teacher,
     images: SparseImages,
-    scheme: QuantScheme,
-    basis: Basis,
-    calibration: Calibration,
-    rounding: Rounding,
-    training: Training,
+    scheme: QuantScheme | str,
+    basis: Basis = BASIS,
+    calibration: Calibration = CALIBRATION,
+    rounding: Rounding = ROUNDING,
+    training: Training = TRAINING,
     on_phase: OnPhase | None = None,
     checkpoint: Path | None = None,
 ) -> Quantized:
     """Change the basis, set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
 
+    `scheme` may be written "w4a8". The defaults are those of effort quick: nothing is trained.
+
+        quantized = quantize(teacher, images, "w4a8")
+        quantized.save("quantized.safetensors")
+
     Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
     with the same bytes; whoever has published the result removes it.
     """
+    scheme = QuantScheme.parse(scheme) if isinstance(scheme, str) else scheme
     show, held_out = material(teacher, images, calibration)
     identity = _identity(teacher, images, scheme, basis, calibration, rounding, training)
     kept = Checkpoint(checkpoint, identity) if checkpoint else None
