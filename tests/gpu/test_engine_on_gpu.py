@@ -38,7 +38,7 @@ def test_an_engine_answers_as_onnxruntime_does(tmp_path: Path) -> None:
     pictures = dead_leaves(teacher.spec, 16, 0)
     views = dense_views(pictures, teacher.patch_size)
     student = insert_quantizers(teacher.model, scheme)
-    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"))
     learn_steps(student)
     model = tmp_path / "model.onnx"
     export_quantized(qdq_module(teacher.model, freeze(student, teacher, scheme)), teacher.spec, model, {})
