@@ -25,7 +25,7 @@ from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.resolve import inversion_of
-from pipeline.record.manifest import describe_teacher
+from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
@@ -69,7 +69,7 @@ class Laboratory:
     def about(self, scale: str, student: str) -> dict[str, Any]:
         """What a record says of how it came about."""
         return {
-            "teacher": describe_teacher(self.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(self.teacher)),
             "student": student,
             "scale": {"name": scale, **dataclasses.asdict(self.scale)},
             "seeds": self.seeds,

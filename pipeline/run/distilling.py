@@ -28,7 +28,7 @@ from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 from pipeline.pictures.valdata import ValData
 from pipeline.record.lock import hold
-from pipeline.record.manifest import describe_teacher
+from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.show.display import Display
 from pipeline.show.gallery import png
@@ -180,7 +180,7 @@ class Run:
         publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels, built))
         result = {
             "identity": self.identity,
-            "teacher": describe_teacher(job.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(job.teacher)),
             "student": {"name": student.name, "sha256": weights_sha256(model)},
             "versions": versions(),
             "batches": self.done,

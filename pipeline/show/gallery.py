@@ -195,7 +195,7 @@ def png(figure: Figure) -> bytes:
 def _teacher_of(run: Path, display: Display) -> Teacher | None:
     """The one that the manifest names, if there is a manifest and the teacher is to be had."""
     try:
-        told = load_manifest(run)["recipe"]
+        told = load_manifest(run).recipe
         names = ("teacher", "checkpoint", "checkpoint_key", "input")
         recipe = make_recipe({"bits": "w8a8", **{name: told.get(name) for name in names}})
         return load_teacher(

@@ -8,6 +8,7 @@ from export.edge.build import ENGINE_GRAPH, build_engines
 from export.edge.engine_spec import sidecar
 from export.edge.registry import choose_backend
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -20,7 +21,7 @@ class Engine(Stage):
     version = 3
     libraries = ("onnx", "tensorrt", "tensorrt_rtx")
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {"backend": job.backend, **reads.settings(job.recipe, "engine")}
 
     def check_recipe(self, recipe: Recipe) -> None:

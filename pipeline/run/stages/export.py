@@ -10,6 +10,7 @@ from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
 from inversion.publish import publish
 from pipeline.pictures.preprocess import preprocess_steps
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.folder import file_sha256
 from pipeline.run.job import Job
@@ -25,7 +26,7 @@ class Export(Stage):
     version = 3
     libraries = ("torch", "timm", "onnx", "onnxscript", "onnx_ir")
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "name": job.teacher.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
@@ -15,6 +14,7 @@ from inversion.machine import require_memory
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -32,7 +32,7 @@ class Invert(Stage):
     libraries = ("torch", "timm")
     unfinished = ("images/*.safetensors",)
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "pixels": reads.of_pixels(job.teacher),
@@ -52,7 +52,7 @@ class Invert(Stage):
         progress = job.places.images / PROGRESS
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
 
-    def after(self, job: Job, metrics: dict[str, Any]) -> None:
+    def after(self, job: Job, metrics: Facts) -> None:
         for sentence in metrics["warnings"]:
             job.display.warn(sentence)
 
@@ -81,7 +81,7 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
     return paths
 
 
-def describe_images(teacher: Teacher, shards: Sequence[Path]) -> dict[str, Any]:
+def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
     """How many there are, how sure the teacher is of them by stage, and a sentence for whatever makes them poor."""
     images = load_images(shards[0].parent)
     confidence = target_confidence(teacher, images)
