@@ -49,7 +49,7 @@ for number in range(int(sys.argv[5])):
         recipe = make_recipe(flags, None, overrides)
         work = Build(recipe, load_teacher("digits_vit"), None, None, run, Display(quiet=True))
         work.begin()
-        work.invert("cpu")
+        work.invert()
         work.quantize()
     found = sorted(path for pattern in files for path in run.path.glob(pattern))
     print(json.dumps({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}))

@@ -8,16 +8,16 @@ from typing import Any
 
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.images import load_images
-from inversion.invert import invert, settle
+from inversion.inverter import invert_into, settle
 from inversion.job import Inversion
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.show.display import Display
 
 
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark, job = "", settle(teacher, job, device)
+    remark, job = "", settle(teacher, job)
 
     def on_step(done: int, loss: float) -> None:
         nonlocal remark
@@ -25,7 +25,7 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
         advance(done, remark)
 
     with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert(teacher, job, folder, on_step, device)
+        paths = invert_into(teacher, job, folder, on_step)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths

@@ -22,7 +22,7 @@ from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.invert import PROGRESS, plan, settle
+from inversion.inverter import PROGRESS, plan, settle
 from inversion.machine import choose_device, require_memory, settle_sums
 from inversion.publish import publish
 from inversion.teacher import Teacher, load_teacher
@@ -74,20 +74,20 @@ def build(
     """Every stage in one run folder; returns the manifest. What can be refused is refused before any work, and leaves
     an earlier verdict as it was.
 
-    `device` is where inversion runs. The stage `anew_from` and all after it run again, whatever they left there.
-    `stale` are files elsewhere that tell an earlier verdict: they go when work begins.
+    `device` is where the teacher is, and all that runs it. The stage `anew_from` and all after it run again, whatever
+    they left there. `stale` are files elsewhere that tell an earlier verdict: they go when work begins.
     """
     recipe = dataclasses.replace(recipe, threads=settle_sums(recipe.threads or threads_of(folder)))
-    choose_device(device)
+    place = choose_device(device).type
     require_provider(recipe.validation.provider)
     if recipe.inversion.trajectories < 2:
         raise InputError(
             f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
         )
     backend = choose_backend(recipe.engine.backend, recipe.engine.arch)
-    teacher = teacher_of(recipe, display)
+    teacher = teacher_of(recipe, display, device=place)
     plan(teacher, recipe.inversion)
-    require_memory(teacher.model, settle(teacher, recipe.inversion, device), choose_device(device))
+    require_memory(teacher.model, settle(teacher, recipe.inversion), teacher.device)
     require_layers(teacher.model, recipe.quant_scheme())
     require_training_memory(teacher.model, recipe.training)
     val_data = real_pictures(recipe, teacher, display)
@@ -96,7 +96,7 @@ def build(
         work.begin(stale)
         if anew_from:
             work.forget_from(anew_from)
-        work.invert(device)
+        work.invert()
         work.quantize()
         work.export()
         work.engine()
@@ -151,11 +151,11 @@ class Build:
         write_junit(self.run.manifest, self.folder / "junit.xml")
         return self.run.manifest
 
-    def invert(self, device: str) -> None:
+    def invert(self) -> None:
         job = self.recipe.inversion
 
         def work() -> StageResult:
-            paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display, device)
+            paths = invert_with_bar(self.teacher, job, self.folder / "images", self.display)
             progress = self.folder / "images" / PROGRESS
             outputs = [*paths, *([progress] if progress.exists() else [])]
             return StageResult(outputs, describe_images(self.teacher, paths))

@@ -165,7 +165,7 @@ def distill(
     source_of_pictures = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
     pictures = judging_pictures(loaded, checkpoint, source_of_pictures, display)
     job = distillation.Job(loaded, learner, source, settings, pictures, checks)
-    result = distillation.distill(job, out, display, device)
+    result = distillation.distill(job, out, display)
     typer.echo(distillation.in_words(result, out))
 
 
@@ -210,7 +210,7 @@ def reproduce(
     def fresh(seed: int) -> Any:
         return load_student(student, loaded, student_checkpoint, student_size, fresh_head=True, seed=seed)
 
-    laboratory = Laboratory(loaded, fresh, chosen, out, display, pictures, device)
+    laboratory = Laboratory(loaded, fresh, chosen, out, display, pictures)
     result = experiment(laboratory)
     for path in result.write(out, laboratory.about(scale, student)):
         display.say(str(path))
@@ -229,6 +229,7 @@ def bench_inversion(
     quiet: Quiet = False,
 ) -> None:
     """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
+    from inversion.machine import choose_device
     from inversion.teacher import load_teacher
     from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
     from pipeline.show.display import Display
@@ -236,9 +237,10 @@ def bench_inversion(
     if json:
         require_place(json, "--json")
     display = Display(quiet)
-    loaded = load_teacher(teacher, checkpoint, random_weights=random_weights)
+    place = choose_device(device).type
+    loaded = load_teacher(teacher, checkpoint, random_weights=random_weights, device=place)
     with display.steps("bench", rounds * len(METHODS)) as advance:
-        results = measure_inversion(loaded, batch, rounds, device, precision, advance)
+        results = measure_inversion(loaded, batch, rounds, precision, advance)
     if json:
         json.write_text(dumps(results, indent=2) + "\n")
     display.table(results_table(results))

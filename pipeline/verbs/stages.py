@@ -80,8 +80,8 @@ def invert(
         overrides or (),
     )  # fmt: skip
 
-    from inversion.invert import plan
-    from inversion.machine import settle_sums
+    from inversion.inverter import plan
+    from inversion.machine import choose_device, settle_sums
     from pipeline.record.lock import hold
     from pipeline.run.inverting import describe_images, invert_with_bar
     from pipeline.run.stages import teacher_of
@@ -95,10 +95,11 @@ def invert(
         "checkpoint": text_of(checkpoint),
         "checkpoint_key": checkpoint_key,
     }
-    loaded = teacher_of(make_recipe(described | given_input(mean, std, crop, interpolation)), display)
+    named = make_recipe(described | given_input(mean, std, crop, interpolation))
+    loaded = teacher_of(named, display, device=choose_device(device).type)
     plan(loaded, job)
     with hold(out):
-        for sentence in describe_images(loaded, invert_with_bar(loaded, job, out, display, device))["warnings"]:
+        for sentence in describe_images(loaded, invert_with_bar(loaded, job, out, display))["warnings"]:
             display.warn(sentence)
 
 

@@ -51,7 +51,7 @@ def rehearse(folder: Path, overrides: tuple[str, ...] = ()) -> list[str]:
         build = Rehearsal(recipe, load_teacher("digits_vit"), None, "tensorrt_rtx", run, Display(quiet=True))
         build.ran = []
         build.run.begin(recipe.to_dict(), {"name": "digits_vit", "sha256": build.teacher.sha256})
-        for stage in (lambda: build.invert("cpu"), build.quantize, build.export, build.engine, build.validate):
+        for stage in (build.invert, build.quantize, build.export, build.engine, build.validate):
             stage()
     return build.ran
 
