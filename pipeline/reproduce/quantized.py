@@ -70,7 +70,7 @@ def _quantized(laboratory: Laboratory, images: SparseImages, bits: str, seed: in
     rounding = Rounding(method="nearest")
     plain = Basis(method="none"), calibration, rounding, training
     weights = quantize(teacher, images, QuantScheme.parse(bits), *plain).weights
-    module = qdq_module(teacher.model, weights)
+    module = qdq_module(teacher.model, weights).to(teacher.device)
     return laboratory.judge(Student(module, teacher.spec, bits))
 
 
