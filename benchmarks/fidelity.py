@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.edge.runtime import open_runtime

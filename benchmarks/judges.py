@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from calib.fidelity import fidelity
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import change_basis, material, quantizable, round_weights, set_ranges
+from calib.quantization import change_basis, material, quantizable, round_weights, set_ranges
 from calib.settings import VIEWS, Training
 from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.errors import InputError

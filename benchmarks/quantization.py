@@ -20,7 +20,7 @@ from image_quality import Exam, add_json_argument, open_pictures, save, split, s
 from recording import add_teacher_arguments
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from export.qdq import qdq_module
 from inversion.images import SparseImages, load_images
 from inversion.teacher import Teacher, load_teacher

@@ -18,7 +18,7 @@ from recording import add_teacher_arguments
 from torch import Generator
 from torch.nn import functional as F
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.sparse import patchify

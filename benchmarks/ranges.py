@@ -16,7 +16,7 @@ from pathlib import Path
 from image_quality import Exam, add_json_argument, open_pictures, save, split, standard_error
 from recording import add_teacher_arguments
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.qdq import qdq_module

@@ -19,10 +19,9 @@ from calib.damage import (
     judging_material,
     mean_weight_bits,
     mixed_scheme,
-    most_measurements,
 )
 from calib.fidelity import Fidelity
-from calib.layers import quantized_layers, require_layers
+from calib.layers import require_layers
 from calib.scheme import QuantScheme
 from export.edge.compare import compare
 from inversion.errors import InputError
@@ -55,17 +54,12 @@ def sensitivity(
     require_images_of(teacher, found, images)
     out.mkdir(parents=True, exist_ok=True)
     shown, judge, many = judging_material(teacher, found, PICTURES, recipe.calibration)
-    layers = len(quantized_layers(teacher.model))
     with display.phases() as on_phase:
         probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, on_phase)
-        quantizers = layers + len([name for name in probe.inputs if name in probe.layers])
-        damages = probe.damage(judge, lambda done, kl: on_phase("layers", done, quantizers, kl))
+        damages = probe.damage(judge, on_phase)
         mixed = None
         if max_drop is not None:
-            total = most_measurements(layers)
-            measured = mixed_scheme(
-                probe, damages, many, max_drop, lambda done, kl: on_phase("mixed scheme", min(done, total), total, kl)
-            )
+            measured = mixed_scheme(probe, damages, many, max_drop, on_phase)
             mixed = _describe(probe, damages, max_drop, *measured, val_data, len(many))
             publish(out / "recipe.toml", _recipe(measured[1]).encode())
     results = {

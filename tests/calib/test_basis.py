@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from calib.basis import Rotations, centre, fold, rotate, rotates, value_attentions
 from calib.layers import quantized_layers
-from calib.quantize import change_basis, quantize
+from calib.quantization import change_basis, quantize
 from calib.rotation import (
     Rounded,
     cayley,

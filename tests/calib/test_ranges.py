@@ -11,7 +11,7 @@ from calib.fisher import DRAWS
 from calib.freeze import freeze
 from calib.layers import layer_bits, quantized_layers
 from calib.lsq import learn_steps
-from calib.quantize import float_weights
+from calib.quantization import float_weights
 from calib.quantizer import bounds_of
 from calib.ranges import _shares, calibrate, fisher_ranges, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range

@@ -16,7 +16,7 @@ from pipeline.run.stage import Stage, StageResult
 
 if TYPE_CHECKING:
     from calib.qat import Outcome
-    from calib.quantize import Quantized
+    from calib.quantization import Quantized
 
 
 class Quantize(Stage):
@@ -42,7 +42,7 @@ class Quantize(Stage):
         require_training_memory(job.teacher.model, job.recipe.training)
 
     def run(self, job: Job) -> StageResult:
-        from calib.quantize import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
+        from calib.quantization import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
 
         recipe, places = job.recipe, job.places
         images = load_images(places.images)
