@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from calib.distillation.student import Student
 from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training
@@ -71,7 +70,7 @@ def _quantized(laboratory: Laboratory, images: SparseImages, bits: str, seed: in
     plain = Basis(method="none"), calibration, rounding, training
     weights = quantize(teacher, images, QuantScheme.parse(bits), *plain).weights
     module = qdq_module(teacher.model, weights)
-    return laboratory.judge(Student(module, teacher.spec, bits))
+    return laboratory.judge(module)
 
 
 def _scores(found: list[Comparison], bits: str, published: float | None) -> dict[str, Cell]:
