@@ -47,7 +47,7 @@ from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.errors import PatchRebirthError
 from inversion.images import load_images
-from inversion.invert import invert_shard
+from inversion.inverter import invert_shard
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli

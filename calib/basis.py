@@ -65,11 +65,11 @@ def fold(model: VisionTransformer) -> tuple[VisionTransformer, tuple[str, ...]]:
 def rotate(model: VisionTransformer, rotations: Rotations) -> VisionTransformer:
     """A copy of `model`, made by `fold`, that computes the same in the basis of `rotations`. The products are taken in
     float64."""
-    rotated = copy.deepcopy(model)
+    rotated, device = copy.deepcopy(model), model.pos_embed.device
     for name, values in rotations.values.items():
-        _rotate_values(rotated.get_submodule(name), values.double())
+        _rotate_values(rotated.get_submodule(name), values.to(device, torch.float64))
     if rotations.stream is not None:
-        _rotate_stream(rotated, rotations.stream.double())
+        _rotate_stream(rotated, rotations.stream.to(device, torch.float64))
     return rotated
 
 

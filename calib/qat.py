@@ -82,7 +82,7 @@ class Trainer:
         self.steps = learn_steps(student)
         self.lessons = Lessons(teacher, images, settings)
         if self.lessons.half:
-            prefer_plain_attention(student, self.lessons.device)
+            prefer_plain_attention(student)
         self.optimizer = _optimizer(student, self.steps, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: _rate(done, settings))
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None

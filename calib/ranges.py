@@ -85,7 +85,7 @@ def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
 def some_ranges(model: VisionTransformer) -> None:
     """Give every activation quantizer a range of 1, in a model whose ranges are to be loaded."""
     for quantizer in input_quantizers(model).values():
-        quantizer.amax = torch.tensor(1.0)
+        quantizer.amax = torch.tensor(1.0, device=model.pos_embed.device)
         quantizer.enable_quant()
 
 
@@ -114,7 +114,7 @@ def calibrate(
             fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, progress)
         else:
             for quantizer in quantizers.values():
-                _set_range(quantizer, method)
+                _set_range(quantizer, method, model.pos_embed.device)
         tried[method] = fidelity(model, held_out, teacher_logits)
         found[method] = {name: quantizer.amax.clone() for name, quantizer in quantizers.items()}
     best = min(tried, key=lambda name: tried[name])
@@ -172,10 +172,10 @@ def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bounds: tu
 @torch.inference_mode()
 def _largest_inputs(model: VisionTransformer, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
     """The largest absolute value that each quantizer is given."""
-    largest = {name: torch.tensor(SMALLEST_RANGE) for name in quantizers}
+    largest = {name: torch.tensor(SMALLEST_RANGE, device=model.pos_embed.device) for name in quantizers}
 
     def see(name: str, inputs: Tensor) -> None:
-        found = inputs.abs().max().cpu()
+        found = inputs.abs().max()
         if not bool(torch.isfinite(found)):
             raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
         largest[name] = torch.maximum(largest[name], found)
@@ -218,17 +218,18 @@ def _collecting(quantizers: dict[str, TensorQuantizer]) -> Iterator[None]:
         quantizer.enable_quant()
 
 
-def _set_range(quantizer: TensorQuantizer, method: str) -> None:
+def _set_range(quantizer: TensorQuantizer, method: str, device: torch.device) -> None:
     calibrator = quantizer._calibrator
-    if calibrator._calib_hist is None:
+    counts, edges = calibrator._calib_hist, calibrator._calib_bin_edges
+    if counts is None:
         amax = torch.tensor(1.0)  # a layer whose input is always 0 needs some step, and any will do
     elif method == "max":
-        amax = calibrator._calib_bin_edges[-1]
+        amax = edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
     else:
-        amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
-    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32).clamp(min=SMALLEST_RANGE)
+        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)  # ModelOpt 0.47 makes edges on the CPU
+    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32, device=device).clamp(min=SMALLEST_RANGE)
 
 
 def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
@@ -238,7 +239,7 @@ def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
     """
     _, high = integer_range(bits)
     centers = (edges[1:] + edges[:-1]) / 2
-    candidates = edges[-1] * torch.linspace(1, 0.02, 99, device=edges.device)
+    candidates = edges[-1] * torch.linspace(1, 0.02, 99)
     errors = [
         ((centers * high / amax).round().clamp(max=high) * amax / high - centers).square() @ counts
         for amax in candidates

@@ -196,7 +196,7 @@ def iteration_flops(model: Geometry, active: int, batch: int = 1, *, lean: bool 
 
 
 def mean_iteration_flops(model: Geometry, stages: Sequence[Stage], batch: int = 1, *, lean: bool = False) -> float:
-    """FLOPs of an iteration on average over a trajectory's `stages` (`inversion.invert.plan`).
+    """FLOPs of an iteration on average over a trajectory's `stages` (`inversion.inverter.plan`).
 
     `batch` counts trajectories: `len(job.shards()[0])`, which is images / v for PRI.
     """

@@ -89,6 +89,14 @@ class Loop:
         self.clock += 1
         self.first_bad.copy_(torch.where(bad, self.clock, self.first_bad))
 
+    def end_stage(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """`count` patches of each image leave: PRI detaches them as an image, which is returned as `detach` does; SMI
+        prunes them."""
+        if self.job.method == "pri":
+            return self.detach(count)
+        self.prune(count)
+        return None
+
     def detach(self, count: int) -> tuple[Tensor, Tensor]:
         """Take out the `count` first patches of each image in the order of selection: pixels [B, count, C*P*P] and
         positions [B, count], in grid order."""

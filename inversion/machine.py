@@ -61,20 +61,20 @@ def cpu_multiplies_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def working_copy(model: VisionTransformer, device: torch.device, dtype: torch.dtype) -> VisionTransformer:
-    """`model` itself if it is at `device` in `dtype` already, else a frozen copy that is."""
-    if model.pos_embed.device == device and model.pos_embed.dtype == dtype:
+def working_copy(model: VisionTransformer, dtype: torch.dtype) -> VisionTransformer:
+    """`model` itself if it is in `dtype` already, else a frozen copy that is."""
+    if model.pos_embed.dtype == dtype:
         return model
-    copied = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     if dtype == torch.bfloat16:
-        prefer_plain_attention(copied, device)
+        prefer_plain_attention(copied)
     return copied
 
 
-def prefer_plain_attention(model: VisionTransformer, device: torch.device) -> None:
+def prefer_plain_attention(model: VisionTransformer) -> None:
     """For gradients in bfloat16 on a CPU, attention as plain products: twice as fast there as torch's fused kernel
     (docs/decisions/0007), which stays elsewhere."""
-    if device.type == "cpu":
+    if model.pos_embed.device.type == "cpu":
         for block in model.blocks:
             block.attn.fused_attn = False
 

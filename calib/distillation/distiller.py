@@ -16,7 +16,7 @@ from calib.fidelity import kl_to_teacher
 from calib.settings import Distillation
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import Inverter, OnStep
+from inversion.inverter import Inverter, OnStep
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 

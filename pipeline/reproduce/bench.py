@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from inversion.cost import Geometry, mean_iteration_flops
 from inversion.errors import InputError
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.loop import GRAPH_WARM_UP, Loop
 from inversion.schedule import Stage
@@ -66,7 +66,6 @@ def measure_inversion(
     teacher: Teacher,
     batch: int = 128,
     rounds: int = 3,
-    device: str = "auto",
     precision: str = "auto",
     advance: Advance | None = None,
 ) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def measure_inversion(
     rows, inverters = [], {}
     for name, chosen in METHODS.items():
         job = _job(batch, precision, chosen)
-        inverters[name] = Inverter(teacher, job, device)
+        inverters[name] = Inverter(teacher, job)
         rows.append(Measured(name, job, inverters[name].stages))
     for round_ in range(rounds):
         for number, row in enumerate(rows, start=1):
@@ -182,7 +181,7 @@ def _measure(row: Measured, inverter: Inverter, first: bool) -> None:
     for stage in row.stages:
         seconds.append(_seconds_an_update(loop))
         if stage is not row.stages[-1]:
-            loop.detach(stage.leave) if row.job.method == "pri" else loop.prune(stage.leave)
+            loop.end_stage(stage.leave)
     row.seconds.append(seconds)
     if first:
         geometry = Geometry.of(inverter.model)

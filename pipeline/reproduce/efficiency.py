@@ -29,7 +29,7 @@ def table_a1(laboratory: Laboratory) -> Result:
     """Iterations a second, FLOPs and memory of every method."""
     batch = laboratory.scale.batch
     with laboratory.display.steps("bench", ROUNDS * len(METHODS)) as advance:
-        measured = measure_inversion(laboratory.teacher, batch, ROUNDS, laboratory.device, "auto", advance)
+        measured = measure_inversion(laboratory.teacher, batch, ROUNDS, "auto", advance)
     published = paper.efficiency(laboratory.teacher.name) or {}
     rows = {}
     for row in measured["rows"]:

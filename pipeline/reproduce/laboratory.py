@@ -20,7 +20,6 @@ from calib.settings import Distillation
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.job import Inversion
-from inversion.machine import choose_device
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
 from pipeline.judge.answers import Judge
@@ -47,7 +46,6 @@ class Laboratory:
     out: Path
     display: Display
     val_data: ValData | None = None
-    device: str = "auto"
 
     @property
     def seeds(self) -> list[int]:
@@ -75,7 +73,7 @@ class Laboratory:
             "scale": {"name": scale, **dataclasses.asdict(self.scale)},
             "seeds": self.seeds,
             "pictures": len(self.val_data) if self.val_data else None,
-            "device": describe_device(choose_device(self.device)),
+            "device": describe_device(self.teacher.device),
             "versions": versions(),
         }
 
@@ -97,7 +95,7 @@ class Laboratory:
     def images(self, job: Inversion) -> SparseImages:
         """The whole set of `job`, inverted once and kept in its `folder`."""
         self.display.say(f"images: {job.method}, {job.images} of {job.iterations} iterations, seed {job.seed}")
-        invert_with_bar(self.teacher, job, self.folder(job), self.display, self.device)
+        invert_with_bar(self.teacher, job, self.folder(job), self.display)
         return load_images(self.folder(job))
 
     def folder(self, job: Inversion, part: str = "") -> Path:
@@ -118,7 +116,7 @@ class Laboratory:
         settings = Distillation(learning_rate=scale.learning_rate, clip_norm=scale.clip_norm, seed=seed)
         self.display.say(f"distillation: {label}, seed {seed}")
         job = Job(self.teacher, student, source, settings, self.val_data, checks)
-        return student, distill(job, self.out / "students" / f"{label}-{seed}", self.display, self.device)
+        return student, distill(job, self.out / "students" / f"{label}-{seed}", self.display)
 
     @cached_property
     def real(self) -> SparseImages | None:

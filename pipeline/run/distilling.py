@@ -19,7 +19,7 @@ from inversion.checkpoint import weights_sha256
 from inversion.config import CONFIG, config_bytes
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.publish import publish
 from inversion.teacher import Teacher
@@ -47,11 +47,11 @@ class Source:
     batch: int = 128
     epochs: int = 1
 
-    def batches(self, teacher: Teacher, out: Path, device: str, seed: int) -> Batches:
+    def batches(self, teacher: Teacher, out: Path, seed: int) -> Batches:
         """Raises `InputError` where the images are not the teacher's."""
         if self.images is None:
             assert self.inversion is not None
-            return Streamed(Inverter(teacher, self.inversion, device), out / "images" if self.keep_images else None)
+            return Streamed(Inverter(teacher, self.inversion), out / "images" if self.keep_images else None)
         images = load_images(self.images)
         require_images_of(teacher, images, self.images)
         return Stored(images, self.batch, self.epochs, seed)
@@ -82,13 +82,13 @@ def so_many(batches: int, inversion: Inversion) -> Inversion:
     return dataclasses.replace(one, images=batches * whole, batch=whole)
 
 
-def distill(job: Job, out: Path, display: Display, device: str = "auto") -> dict[str, Any]:
+def distill(job: Job, out: Path, display: Display) -> dict[str, Any]:
     """Train `job.student` and write it, its learning curve and all figures into `out`; returns the figures.
 
     Stopped at any moment, the same call goes on, at most SAVE_EVERY_S seconds and a batch earlier, and ends with the
     same student. Raises `InputError` where `out` holds another distillation.
     """
-    batches = job.source.batches(job.teacher, out, device, job.settings.seed)
+    batches = job.source.batches(job.teacher, out, job.settings.seed)
     with hold(out):
         run = Run(job, batches, out, display)
         if finished := run.finished():

@@ -17,7 +17,7 @@ from torch import Tensor
 from inversion.confidence import target_confidence
 from inversion.errors import InputError, PatchRebirthError
 from inversion.images import SparseImages, load_images
-from inversion.invert import PROGRESS, PROGRESS_FORMAT
+from inversion.inverter import PROGRESS, PROGRESS_FORMAT
 from inversion.machine import choose_device
 from inversion.publish import publish
 from inversion.sparse import patchify, take

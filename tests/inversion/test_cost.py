@@ -33,7 +33,7 @@ from inversion.cost import (
     smi_cost,
 )
 from inversion.errors import InputError
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.schedule import Stage, schedule
 from inversion.teacher import digits_vit, load_teacher
@@ -211,7 +211,7 @@ def test_the_real_update_costs_what_the_formula_says() -> None:
     for block in teacher.model.blocks:
         block.attn.fused_attn = False
     job = Inversion(images=12, batch=12, iterations=8, division_factor=4, precision="float32")
-    inverter = Inverter(teacher, job, "cpu")
+    inverter = Inverter(teacher, job)
     loop, counts = inverter.loop(0), []
     for stage in inverter.stages:
         with FlopCounterMode(display=False) as counter:

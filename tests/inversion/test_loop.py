@@ -7,13 +7,13 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.loop import Loop
 from inversion.sparse import patchify, unpatchify
 from inversion.teacher import Teacher
 from inversion.variation import variation
-from tests.inversion.test_invert import tiny_teacher
+from tests.inversion.test_inverter import tiny_teacher
 
 JOB = Inversion(method="dmi", images=3, batch=3, iterations=8, tv_weight=0.02, precision="float32")
 

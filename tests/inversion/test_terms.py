@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from inversion.errors import InputError
-from inversion.invert import Inverter, invert_shard
+from inversion.inverter import Inverter, invert_shard
 from inversion.job import Inversion
 from inversion.sparse import importance
 from inversion.teacher import Teacher
 from inversion.terms import BatchNormPrior, low_pass, soft_targets
-from tests.inversion.test_invert import tiny_teacher
+from tests.inversion.test_inverter import tiny_teacher
 
 JOB = Inversion(method="dmi", images=3, batch=3, iterations=30, learning_rate=0.05, precision="float32")
 

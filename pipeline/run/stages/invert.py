@@ -8,7 +8,7 @@ from pathlib import Path
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.invert import PROGRESS, invert, plan, settle
+from inversion.inverter import PROGRESS, invert_into, plan, settle
 from inversion.job import Inversion
 from inversion.machine import require_memory
 from inversion.teacher import Teacher
@@ -43,12 +43,10 @@ class Invert(Stage):
     def check(self, job: Job) -> None:
         plan(job.teacher, job.recipe.inversion)
         device = job.teacher.device
-        require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion, device.type), device)
+        require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
 
     def run(self, job: Job) -> StageResult:
-        paths = invert_with_bar(
-            job.teacher, job.recipe.inversion, job.places.images, job.display, job.teacher.device.type
-        )
+        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display)
         progress = job.places.images / PROGRESS
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
 
@@ -65,9 +63,9 @@ def require_enough(recipe: Recipe) -> None:
         )
 
 
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark, job = "", settle(teacher, job, device)
+    remark, job = "", settle(teacher, job)
 
     def on_step(done: int, loss: float) -> None:
         nonlocal remark
@@ -75,7 +73,7 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
         advance(done, remark)
 
     with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert(teacher, job, folder, on_step, device)
+        paths = invert_into(teacher, job, folder, on_step)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths

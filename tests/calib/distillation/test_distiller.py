@@ -18,7 +18,7 @@ from calib.fidelity import kl_to_teacher
 from calib.settings import Distillation
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.sparse import patchify, sparse_forward, unpatchify
 from inversion.teacher import Teacher, input_spec, load_teacher
@@ -34,7 +34,7 @@ def teacher() -> Teacher:
 
 @pytest.fixture(scope="module")
 def batches(teacher: Teacher) -> Streamed:
-    return Streamed(Inverter(teacher, JOB, "cpu"))
+    return Streamed(Inverter(teacher, JOB))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_stored_images_come_once_an_epoch(images: SparseImages) -> None:
 
 def test_streamed_batches_leave_nothing_unless_asked(teacher: Teacher, tmp_path: Path) -> None:
     """A kept batch is the dropped one, and is read again instead of made again."""
-    inverter = Inverter(teacher, JOB, "cpu")
+    inverter = Inverter(teacher, JOB)
     kept = Streamed(inverter, tmp_path / "images")
     first, dropped = kept.batch(2), Streamed(inverter).batch(2)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["shard-00002.safetensors"]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inversion.cost import Geometry, forward_products, mean_iteration_flops
 from inversion.errors import InputError
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
@@ -67,7 +67,7 @@ def test_an_iteration_costs_two_forward_passes(teacher: Teacher, results: dict[s
 def test_flops_are_those_of_the_real_update(teacher: Teacher) -> None:
     """What a row says, torch counts in an update of the loop: its attention in bfloat16 is of plain products."""
     job = Inversion(images=12, batch=12, iterations=4000, precision="bfloat16")
-    inverter = Inverter(teacher, job, "cpu")
+    inverter = Inverter(teacher, job)
     loop, counted = inverter.loop(0), 0.0
     for stage in inverter.stages:
         with FlopCounterMode(display=False) as counter:

@@ -73,7 +73,7 @@ def test_images_are_inverted_once(out: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Figure 5's sets serve figure A1."""
     line = f"--teacher digits_vit --out {out} {TINY} --quiet"
     assert run(f"reproduce figure5 {line}") == 0
-    monkeypatch.setattr("inversion.invert.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
+    monkeypatch.setattr("inversion.inverter.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
     assert run(f"reproduce figureA1 {line}") == 0
 
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from inversion.confidence import target_confidence
 from inversion.errors import InputError
 from inversion.images import TYPES, SparseImages, load_images
-from inversion.invert import PROGRESS, PROGRESS_FORMAT, invert
+from inversion.inverter import PROGRESS, PROGRESS_FORMAT, invert_into
 from inversion.job import Inversion
 from inversion.sparse import patchify, sparse_forward
 from inversion.teacher import Teacher, load_teacher
@@ -119,7 +119,7 @@ def teacher() -> Teacher:
 def inverted(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of PRI, v=3: stages of 21, 21 and 22 patches."""
     folder = tmp_path_factory.mktemp("pri")
-    invert(teacher, Inversion(images=24, batch=12, iterations=6, division_factor=3), folder)
+    invert_into(teacher, Inversion(images=24, batch=12, iterations=6, division_factor=3), folder)
     return folder
 
 

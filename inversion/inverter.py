@@ -16,7 +16,7 @@ from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
 from inversion.job import AUTO_BATCH, Inversion
 from inversion.loop import Loop
-from inversion.machine import choose_device, choose_precision, fitting_batch, require_memory, working_copy
+from inversion.machine import choose_precision, fitting_batch, require_memory, working_copy
 from inversion.schedule import Stage, schedule
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
@@ -32,15 +32,13 @@ OnStep = Callable[[int, float], None]
 """Called with (iterations of the whole job that are done, mean classification loss, NaN where it is not read)."""
 
 
-def invert(
-    teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None, device: str = "auto"
-) -> list[Path]:
+def invert_into(teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None) -> list[Path]:
     """Make every shard of `job` in `folder` that is not there yet; returns all paths in order.
 
     Shards are written in the background while the next is made. Beside the first, PRI leaves `progress.safetensors`:
     `canvas` [v, R, C, H, W], whole pictures of R trajectories at each detachment point, and `trajectory` [R].
     """
-    inverter = Inverter(teacher, job, device)  # refuses before the folder is made
+    inverter = Inverter(teacher, job)  # refuses before the folder is made
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(inverter.job.shards()))]
     with ThreadPoolExecutor(1) as writer:
@@ -57,15 +55,13 @@ def invert(
     return paths
 
 
-def invert_shard(
-    teacher: Teacher, job: Inversion, number: int, on_step: OnStep | None = None, device: str = "auto"
-) -> SparseImages:
+def invert_shard(teacher: Teacher, job: Inversion, number: int, on_step: OnStep | None = None) -> SparseImages:
     """One batch of trajectories, from noise to sparse images; depends on (teacher, job, number) alone.
 
     A loss that stops being finite is met by starting again from other noise; the shard's metadata then say which
     `attempt` it is. Raises `NumericalError` when all of them fail.
     """
-    return Inverter(teacher, job, device).shard(number, on_step)[0]
+    return Inverter(teacher, job).shard(number, on_step)[0]
 
 
 def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
@@ -80,11 +76,11 @@ def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
     return stages
 
 
-def settle(teacher: Teacher, job: Inversion, device: str = "auto") -> Inversion:
-    """`job` with its batch as a number, if it was to be as many images as fit `device`."""
+def settle(teacher: Teacher, job: Inversion) -> Inversion:
+    """`job` with its batch as a number, if it was to be as many images as fit where the teacher is."""
     if job.batch != AUTO_BATCH:
         return job
-    return dataclasses.replace(job, batch=fitting_batch(teacher.model, job, choose_device(device)))
+    return dataclasses.replace(job, batch=fitting_batch(teacher.model, job, teacher.device))
 
 
 def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.dtype) -> dict[str, str]:
@@ -119,15 +115,14 @@ def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.d
 
 
 class Inverter:
-    """A teacher made ready for one job on one device."""
+    """A teacher made ready for one job, where the teacher is."""
 
-    def __init__(self, teacher: Teacher, job: Inversion, device: str = "auto") -> None:
+    def __init__(self, teacher: Teacher, job: Inversion) -> None:
         self.stages = plan(teacher, job)
-        chosen = choose_device(device)
-        self.teacher, self.job = teacher, settle(teacher, job, device)
-        require_memory(teacher.model, self.job, chosen)
-        self.dtype = choose_precision(job.precision, chosen)
-        self.model = working_copy(teacher.model, chosen, self.dtype)
+        self.teacher, self.job = teacher, settle(teacher, job)
+        require_memory(teacher.model, self.job, teacher.device)
+        self.dtype = choose_precision(job.precision, teacher.device)
+        self.model = working_copy(teacher.model, self.dtype)
         self.most_at_once: int | None = None
 
     def made(self, path: Path, number: int) -> bool:
@@ -173,20 +168,16 @@ class Inverter:
         job, trajectories = self.job, self.job.shards()[number]
         metadata = shard_metadata(self.teacher, job, number, self.dtype)
         metadata |= {"attempt": str(attempt)} if attempt else {}
-        images, pictures = [], []
+        images: list[SparseImages] = []
+        pictures: list[Tensor] = []
         for number_of_stage, stage in enumerate(self.stages, start=1):
             loop.run(stage.iterations, lambda: _report(loop, number, job, on_step))
             _require_finite(loop, number, job)
             pictures.append(loop.pictures()[:PROGRESS_TRAJECTORIES].to("cpu", torch.float16))
-            if number_of_stage == len(self.stages):
-                leaves = loop.remaining()
-            elif job.method == "pri":
-                leaves = loop.detach(stage.leave)
-            else:
-                loop.prune(stage.leave)
-                continue
-            of_pri = number_of_stage if job.method == "pri" else 1
-            images.append(_images(*leaves, loop.labels, of_pri, trajectories, metadata))
+            last = number_of_stage == len(self.stages)
+            leaves = loop.remaining() if last else loop.end_stage(stage.leave)
+            if leaves is not None:
+                images.append(_images(*leaves, loop.labels, len(images) + 1, trajectories, metadata))
         joined = join(images)
         progress = {"canvas": torch.stack(pictures), "trajectory": images[0].trajectory[:PROGRESS_TRAJECTORIES]}
         return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], progress
