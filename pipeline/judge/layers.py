@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
+from torch import nn
 
 from calib.damage import (
     LayerDamage,
@@ -23,12 +23,12 @@ from calib.damage import (
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
 from calib.scheme import QuantScheme
-from export.edge.compare import compare
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.publish import publish
 from inversion.teacher import Teacher
-from pipeline.pictures.valdata import ValData
+from pipeline.judge.answers import Judge, Model, Pictures, of_module
+from pipeline.pictures.valdata import BATCH, ValData
 from pipeline.recipe.recipe import Recipe
 from pipeline.show.display import Display
 
@@ -107,14 +107,19 @@ def _describe(
     probe: Probe, damages: tuple[LayerDamage, ...], max_drop: float, given: Fidelity, mixed: Mixed,
     val_data: ValData | None, pictures: int,
 ) -> dict[str, Any]:  # fmt: skip
+    def answers(model: nn.Module) -> Model:
+        return of_module(model, device)
+
+    device = next(probe.teacher.parameters()).device
+    judge = Judge(answers(probe.teacher), Pictures.real(val_data, BATCH)) if val_data else None
+
     def facts(scheme: QuantScheme, raised: tuple[str, ...], found: Fidelity) -> dict[str, Any]:
-        real = _real(probe, raised, val_data) if val_data else None
         return {
             "raised": list(raised),
             "mean_weight_bits": mean_weight_bits(scheme, damages),
             "estimated_drop": estimated_drop(found),
             "kl": found.kl,
-            "real": real,
+            "real": judge(answers(probe.model(raised))).to_dict() if judge else None,
         }
 
     return {
@@ -124,13 +129,6 @@ def _describe(
         "given": facts(probe.scheme, (), given),
         "mixed": facts(mixed.scheme, mixed.raised, mixed.fidelity),
     }
-
-
-@torch.inference_mode()
-def _real(probe: Probe, raised: tuple[str, ...], val_data: ValData) -> dict[str, Any]:
-    model = probe.model(raised)
-    parts = [(probe.teacher(images), model(images), labels) for images, labels in val_data]
-    return compare(*(torch.cat(column).numpy() for column in zip(*parts, strict=True))).to_dict()
 
 
 def _recipe(mixed: Mixed) -> str:

@@ -17,7 +17,7 @@ from pipeline.reproduce import paper
 from pipeline.reproduce.bench import METHODS
 from pipeline.reproduce.laboratory import Laboratory
 from pipeline.reproduce.result import Cell, Result, each
-from pipeline.run.distilling import Source, learning_curve
+from pipeline.run.distilling import Source, learning_curve, of_student
 
 TOP1, KL = "top-1, %", "KL to the teacher"
 ONE_CLASS = 0
@@ -151,10 +151,13 @@ def by_stage(images: SparseImages, count: int, seed: int) -> dict[str, SparseIma
     return parts | {"all": images[lot.sort().values]}
 
 
-@torch.inference_mode()
 def _judge_one_class(laboratory: Laboratory, student: Student) -> tuple[dict[str, float], Tensor]:
     """Top-1, KL10 and KL9, and the confusion matrix: a row a true class, a column an answer, shares of the row."""
-    ours, theirs, labels = laboratory.judge.all_answers(student)
+    found = laboratory.judge.answers({student.name: of_student(laboratory.teacher, student)})
+    assert found.labels is not None
+    ours, theirs, labels = (
+        torch.from_numpy(part) for part in (found.models[student.name], found.teacher, found.labels)
+    )
     other = labels != ONE_CLASS
     classes = ours.shape[1]
     counts = torch.bincount(labels * classes + ours.argmax(1), minlength=classes**2).view(classes, classes).double()

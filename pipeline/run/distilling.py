@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from calib.distillation.distiller import Batches, Distiller, Stored, Streamed
 from calib.distillation.student import Student, adapt_pictures
 from calib.settings import Distillation
-from export.edge.compare import Comparison, compare
 from inversion.checkpoint import weights_sha256
 from inversion.config import CONFIG, config_bytes
 from inversion.errors import InputError
@@ -26,7 +24,8 @@ from inversion.job import Inversion
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
-from pipeline.pictures.valdata import ValData
+from pipeline.judge.answers import Judge, Model, Pictures
+from pipeline.pictures.valdata import BATCH, ValData
 from pipeline.record.lock import hold
 from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
@@ -118,7 +117,7 @@ class Run:
             )
         )
         self.distiller = Distiller(job.teacher, job.student, job.settings)
-        self.judge = Judge(job.teacher, job.val_data) if job.val_data else None
+        self.judge = real_judge(job.teacher, job.val_data) if job.val_data else None
         self.done, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
 
@@ -207,7 +206,7 @@ class Run:
     def _judge(self) -> dict[str, Any]:
         if self.judge is None:
             return {}
-        found = self.judge(self.job.student)
+        found = self.judge(of_student(self.job.teacher, self.job.student))
         return {"top1": found.top1, "teacher_top1": found.teacher_top1, "real_kl": found.kl}
 
     def _save(self) -> None:
@@ -216,32 +215,22 @@ class Run:
         write_tensors(self.out / PROGRESS, self.distiller.state(), about)
 
 
-class Judge:
-    """Students against their teacher on real pictures, which nothing learns from; the teacher answers once."""
+def real_judge(teacher: Teacher, val_data: ValData) -> Judge:
+    """Judges students on real pictures, which nothing learns from."""
+    return Judge(teacher.logits, Pictures.real(val_data, BATCH))
 
-    def __init__(self, teacher: Teacher, val_data: ValData) -> None:
-        self.teacher, self.val_data = teacher, val_data
-        self.known: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, student: Student) -> Comparison:
-        """Top-1, agreement and KL of `student`."""
-        ours, theirs, labels = self.all_answers(student)
-        return compare(theirs.numpy(), ours.numpy(), labels.numpy())
+def of_student(teacher: Teacher, student: Student) -> Model:
+    """Answers for the teacher's pictures as `student` sees them; in training it is in between."""
+    model = student.model
 
-    @torch.inference_mode()
-    def all_answers(self, student: Student) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [M, classes] of the student and of the teacher, and labels [M]."""
-        model, device, trains = student.model, self.teacher.device, student.model.training
-        model.eval()
-        ours, theirs, labels = [], [], []
-        for images, target in self.val_data:
-            ours.append(model(adapt_pictures(images, self.teacher, student).to(device)).float().cpu())
-            if self.known is None:
-                theirs.append(self.teacher.model(images.to(device)).float().cpu())
-                labels.append(target)
-        self.known = self.known or (torch.cat(theirs), torch.cat(labels))
+    def answers(images: Tensor) -> Tensor:
+        trains = model.training
+        said: Tensor = model.eval()(adapt_pictures(images, teacher, student).to(teacher.device))
         model.train(trains)
-        return torch.cat(ours), *self.known
+        return said
+
+    return answers
 
 
 def in_words(result: dict[str, Any], out: Path) -> str:
