@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib.quantize import change_basis, quantizable, round_weights, set_ranges
+from calib.quantization import change_basis, quantizable, round_weights, set_ranges
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
