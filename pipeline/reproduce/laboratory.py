@@ -29,7 +29,7 @@ from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
-from pipeline.run.distilling import Job, Source, distill, real_judge
+from pipeline.run.distilling import Figures, Job, Source, distill, real_judge
 from pipeline.run.stages.invert import invert_with_bar
 from pipeline.show.display import Display
 
@@ -65,7 +65,7 @@ class Laboratory:
         assert found.top1 is not None
         return 100 * found.top1
 
-    def about(self, scale: str, student: str) -> dict[str, Any]:
+    def about(self, scale: str, student: str) -> dict[str, object]:
         """What a record says of how it came about."""
         return {
             "teacher": dataclasses.asdict(TeacherRecord.of(self.teacher)),
@@ -110,7 +110,7 @@ class Laboratory:
         images.save(folder / "shard-00000.safetensors")
         return folder
 
-    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, dict[str, Any]]:
+    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, Figures]:
         """The student after learning from `source`, and the figures of that; finished ones are read from `out`."""
         student, scale = self.fresh_student(seed), self.scale
         settings = Distillation(learning_rate=scale.learning_rate, clip_norm=scale.clip_norm, seed=seed)
