@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from recording import RECORDS, add_teacher_arguments, write_record
 from timm.models.vision_transformer import VisionTransformer
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from calib.gptq import DAMPING, block_linears, round_model
@@ -41,6 +41,7 @@ from inversion.confidence import confidence_by_stage, target_confidence
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.leaves import dead_leaves
+from inversion.plainvit import Module
 from inversion.teacher import DIGITS_VIT, InputSpec, Teacher, load_teacher
 from pipeline.pictures.valdata import ValData, digits_held_out, open_val_data
 
@@ -73,7 +74,7 @@ class Exam:
         pictures, labels = zip(*val_data, strict=True)
         return cls(list(pictures), torch.cat(labels), logits(teacher.model, list(pictures)))
 
-    def judge(self, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    def judge(self, model: Module) -> tuple[dict[str, Any], Tensor]:
         """The comparison of `model` with the teacher, and the KL of each picture [M], nats."""
         return self.compare(logits(model, self.pictures))
 
@@ -85,7 +86,7 @@ class Exam:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, pictures: list[Tensor]) -> Tensor:
+def logits(model: Module, pictures: list[Tensor]) -> Tensor:
     return torch.cat([model(batch) for batch in pictures])
 
 

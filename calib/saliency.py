@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from calib.fisher import answer_gradients
 from calib.views import Views
+from inversion.plainvit import PlainViT
 
 GROUPS = 6
 """Of a layer's outputs, each with weights of its own."""
 
 
 def token_saliency(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     layers: Mapping[str, nn.Module],
     seed: int = 0,

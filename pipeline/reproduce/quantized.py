@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from calib.distillation.student import Student
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
@@ -70,7 +72,7 @@ def _quantized(laboratory: Laboratory, images: SparseImages, bits: str, seed: in
     rounding = Rounding(method="nearest")
     plain = Basis(method="none"), calibration, rounding, training
     weights = quantize(teacher, images, QuantScheme.parse(bits), *plain).weights
-    module = qdq_module(teacher.model, weights).to(teacher.device)
+    module: Any = qdq_module(teacher.model, weights).to(teacher.device)
     return laboratory.judge(Student(module, teacher.spec, bits))
 
 

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_interrupted_training_ends_with_the_same_bytes(
 ) -> None:
     """Stopped in any update and called again, training goes on: the same file, the same history, no range set anew."""
     save_always(monkeypatch)
-    shown = {"views": kind, "crops": kind == "mixed"}
+    shown: dict[str, Any] = {"views": kind, "crops": kind == "mixed"}
     settings = replace(SHORT, optimizer=optimizer, ema=ema, learning_rate=1e-5, patience=9, **shown)
     whole, path = result(teacher, settings), tmp_path / "training.safetensors"
 

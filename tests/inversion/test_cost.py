@@ -145,7 +145,7 @@ def test_the_theorem_counts_the_blocks_multiply_adds(name: str) -> None:
 def test_impossible_sizes_are_refused(make: object, message: str) -> None:
     """One sentence names the value and the limit."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        make()  # type: ignore[operator]
+        make()
 
 
 # ---------------------------------------------------------------- formula and counter
@@ -158,7 +158,7 @@ class WideHeads(Attention):
         super().__init__(dim, num_heads, attn_head_dim=24, **options)
 
 
-DIGITS = Geometry.of(digits_vit())
+DIGITS: Geometry = Geometry.of(digits_vit())
 FAMILIES: dict[str, dict[str, object]] = {
     "distilled": {"cls": VisionTransformerDistilled},
     "registers": {"reg_tokens": 3},

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_detached_patches_stop_moving() -> None:
     assert len(states_of_all) == 12
     for row in range(len(images)):
         kept, stage = images.kept[row].long(), int(images.stage[row])
-        states = [state[images.trajectory[row].item(), kept] for state in states_of_all]
+        states = [state[int(images.trajectory[row]), kept] for state in states_of_all]
         point = stage * 3  # iterations before this image left
         assert all(torch.equal(state, images.patches[row]) for state in states[point:])
         assert all(not torch.equal(one, other) for one, other in pairwise(states[:point]))
@@ -201,7 +202,7 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
     job = Inversion(images=3 * v, batch=3 * v, iterations=6, division_factor=v, tv_weight=0.03, precision="float32")
     images, states = record(monkeypatch, teacher, job)
     labels, final = images.labels[::v].long(), images.kept[images.stage == v].long()
-    pixels, first, second = states[0].clone(), 0, 0
+    pixels, first, second = states[0].clone(), torch.zeros(()), torch.zeros(())
     for done in range(1, 7):
         kept = torch.arange(16).expand(3, -1) if done <= 6 // v else final
         pixels.requires_grad_()
@@ -320,7 +321,7 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
         {"prior_weight": 0.1, "prior": "resnet18"},
     ],
 )
-def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, object]) -> None:
+def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, Any]) -> None:
     """Whatever changes a shard's bytes changes its metadata."""
     float32 = torch.float32
     assert shard_metadata(teacher, replace(QUICK, **change), 0, float32) != shard_metadata(teacher, QUICK, 0, float32)

@@ -33,7 +33,7 @@ class Rehearsal(stages.Build):
 
     ran: list[str]
 
-    def _stage(self, name: str, _work: Any, **inputs: Any) -> dict[str, Any]:
+    def _stage(self, name: str, work: Any, **inputs: Any) -> dict[str, Any]:  # noqa: ARG002
         def pretend() -> StageResult:
             self.ran.append(name)
             path = self.folder / f"{name}.bin"
