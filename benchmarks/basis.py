@@ -36,7 +36,7 @@ from calib.fisher import answer_gradients
 from calib.gptq import DAMPING, block_linears, layer_hessians
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import material, round_weights, set_ranges
+from calib.quantization import material, round_weights, set_ranges
 from calib.ranges import insert_quantizers
 from calib.rotation import RATE, Rounded, Rounder, cayley, learn_rotations, relative_error, rounding_error
 from calib.saliency import token_saliency
@@ -45,7 +45,8 @@ from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.sparse import embed
 from inversion.teacher import load_teacher
-from pipeline.recipe.recipe import Recipe, make_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.resolve import make_recipe
 
 PLAIN = "weights"
 MOMENT_IMAGES = 48

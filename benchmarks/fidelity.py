@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.edge.runtime import open_runtime
@@ -56,7 +56,7 @@ from inversion.schedule import schedule
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
 from pipeline.pictures.valdata import ValData
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,9 @@ def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
     if not {"method", "iterations", "division_factor", "sparsity"} <= told.keys():
         return {}
     iterations, v, sparsity = (int(told[name]) for name in ("iterations", "division_factor", "sparsity"))
-    prune_at = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
-    job = Inversion(told["method"], iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
+    method: Any = told["method"]
+    prune_at: Any = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
+    job = Inversion(method, iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
     stages = schedule(job, teacher.num_patches)
     shape, trajectories = Geometry.of(teacher.model), len(images.trajectory.unique())
     flops = sum(stage.iterations * iteration_flops(shape, stage.active, lean=True).total for stage in stages)
@@ -182,7 +183,7 @@ def measure(
 ) -> tuple[dict[str, Any], Answers]:
     """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
     # SMI's images tile no mosaic: as mosaics, most of each would be grey
-    views = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
+    views: Any = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
     crops = views != "sparse"
     tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
     rate = tuned.learning_rate

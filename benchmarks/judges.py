@@ -26,14 +26,14 @@ from torch import Generator, Tensor
 from calib.fidelity import fidelity
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import change_basis, material, quantizable, round_weights, set_ranges
+from calib.quantization import change_basis, material, quantizable, round_weights, set_ranges
 from calib.settings import VIEWS, Training
 from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.errors import InputError
 from inversion.images import load_images
 from inversion.leaves import dead_leaves, pink_noise
 from inversion.teacher import InputSpec, Teacher, load_teacher
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 
 PARTS = ("all", "small")
 FIRST_UNSEEN = 100_000
@@ -44,7 +44,7 @@ FIRST_UNSEEN = 100_000
 class Run:
     """What one training sees and moves."""
 
-    views: str
+    views: Any
     parts: str
     rate: float
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from recording import write_record
 
-from pipeline.recipe.recipe import STAGES
+from pipeline.run.build import NAMES
 
 TELLS_OF_TIMES = {"manifest.json", "report.html", "junit.xml", "run.log", ".lock", ".owner"}
 """Files that differ from run to run."""
@@ -100,7 +100,7 @@ def stage_of(folder: Path) -> str:
     if not log.exists():
         return f"shard {len(list(folder.rglob('shard-*')))}" if folder.exists() else "start"
     last = ["", *log.read_text().splitlines()][-1]
-    return next((name for name in STAGES if f'"{name}"' in last), "start")
+    return next((name for name in NAMES if f'"{name}"' in last), "start")
 
 
 if __name__ == "__main__":

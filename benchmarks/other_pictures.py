@@ -71,7 +71,7 @@ def judge(run: Path, images: Tensor, theirs: NDArray[np.float32], crops_each: in
     groups = np.arange(len(images)).reshape(-1, crops_each)
     by_picture = [compare(theirs[rows], ours[rows]) for rows in groups]
     lot = np.random.default_rng(0).integers(len(groups), size=(DRAWS, len(groups)))
-    about: dict[str, Any] = {"bits": load_manifest(run)["recipe"]["bits"]}
+    about: dict[str, Any] = {"bits": load_manifest(run).bits}
     for measure in ("agreement", "kl"):
         values = np.array([getattr(found, measure) for found in by_picture])
         low, high = np.quantile(values[lot].mean(1), (0.025, 0.975))

@@ -20,11 +20,12 @@ from image_quality import Exam, add_json_argument, open_pictures, save, split, s
 from recording import add_teacher_arguments
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from export.qdq import qdq_module
 from inversion.images import SparseImages, load_images
 from inversion.teacher import Teacher, load_teacher
-from pipeline.recipe.recipe import Recipe, make_recipe
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.resolve import make_recipe
 
 PLAIN = ("training.updates=0",)
 

@@ -18,12 +18,12 @@ from recording import add_teacher_arguments
 from torch import Generator
 from torch.nn import functional as F
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
-from pipeline.recipe.recipe import EFFORTS, make_recipe
+from pipeline.recipe.resolve import EFFORTS, make_recipe
 
 FIRST = 200_000
 """Number of the first leaf that stands for an inverted image."""

@@ -36,21 +36,27 @@ while True:
 RUN = """
 import hashlib, json, sys
 from pathlib import Path
+import torch
 from inversion.machine import settle_sums
-from inversion.teacher import load_teacher
 from pipeline.show.display import Display
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
+from pipeline.record.manifest import TeacherRecord
 from pipeline.run.folder import RunFolder
-from pipeline.run.stages import Build
+from pipeline.run.build import run_stage
+from pipeline.run.job import Places
+from pipeline.run.preflight import preflight
+from pipeline.run.stages.invert import Invert
+from pipeline.run.stages.quantize import Quantize
 threads, folder, overrides, files = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")
 flags = {"teacher": "digits_vit", "bits": "w4a8", "effort": "quick", "threads": settle_sums(threads)}
 for number in range(int(sys.argv[5])):
     with RunFolder(folder / str(number)) as run:
         recipe = make_recipe(flags, None, overrides)
-        work = Build(recipe, load_teacher("digits_vit"), None, None, run, Display(quiet=True))
-        work.begin()
-        work.invert()
-        work.quantize()
+        stages = Invert(), Quantize()
+        job = preflight(recipe, torch.device("cpu"), Places.run(run.path), Display(quiet=True), stages)
+        run.begin(recipe.to_dict(), TeacherRecord.of(job.teacher))
+        for stage in stages:
+            run_stage(stage, job, run)
     found = sorted(path for pattern in files for path in run.path.glob(pattern))
     print(json.dumps({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}))
 """

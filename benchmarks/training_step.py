@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from calib.lsq import learn_steps
 from calib.qat import Lessons
-from calib.quantize import material
+from calib.quantization import material
 from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import Calibration, Training

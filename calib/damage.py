@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.fidelity import Fidelity, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import OnPhase, change_basis, material, quantizable, set_ranges
+from calib.quantization import change_basis, material, quantizable, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import JUDGES, Basis, Calibration
@@ -25,6 +25,7 @@ from calib.views import Views, dense_views
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 from inversion.teacher import Teacher
 
 RAISED_BITS = 8
@@ -77,18 +78,19 @@ def raised_scheme(scheme: QuantScheme, names: Collection[str]) -> QuantScheme:
     )
 
 
-def judging_material(teacher: Teacher, images: SparseImages, pictures: int) -> tuple[Views, Views, Views]:
+def judging_material(
+    teacher: Teacher, images: SparseImages, pictures: int, settings: Calibration
+) -> tuple[Views, Views, Views]:
     """(what sets ranges, what judges a layer, what judges a whole model), the last at least `pictures` long.
 
-    A layer is judged by the dead leaves that judge in `calib.quantize`; a whole model by these and
+    A layer is judged by the dead leaves that judge in `calib.quantization`; a whole model by these and
     as many leaves more as are wanting. None of them sets ranges.
     """
-    settings = Calibration()
     show, held_out = material(teacher, images, settings)
     used = settings.leaves + JUDGES
     more = dead_leaves(teacher.spec, max(0, pictures - len(held_out)), settings.seed, first=used)
     extra = dense_views(more.to(teacher.device), images.patch_size).groups if len(more) else ()
-    return show("mixed").first(RANGE_IMAGES), held_out, Views((*held_out.groups, *extra))
+    return show(settings.views).first(RANGE_IMAGES), held_out, Views((*held_out.groups, *extra))
 
 
 class Probe:
@@ -99,23 +101,31 @@ class Probe:
     """
 
     def __init__(
-        self, teacher: Teacher, scheme: QuantScheme, images: Views, judge: Views, on_phase: OnPhase | None = None
+        self,
+        teacher: Teacher,
+        scheme: QuantScheme,
+        images: Views,
+        judge: Views,
+        basis: Basis,
+        calibration: Calibration,
+        progress: Progress = quiet,
     ) -> None:
         """Raises `InputError` where `scheme` asks for what the teacher does not have."""
         self.teacher, self.scheme = teacher.model, scheme
-        model, *_ = change_basis(teacher.model, scheme, Basis(), on_phase)
+        model, *_ = change_basis(teacher.model, scheme, basis, progress)
         self.student = quantizable(model, scheme, images)
         self.inputs = input_quantizers(self.student)
-        set_ranges(self.student, model, images, judge, Calibration(), on_phase)
+        set_ranges(self.student, model, images, judge, calibration, progress)
         self.layers = quantized_layers(self.student)
         self._raised = _weight_ranges(insert_quantizers(model, raised_scheme(scheme, self.layers)))
         self._given = _weight_ranges(self.student)
 
-    def damage(self, judge: Views, on_step: OnStep | None = None) -> tuple[LayerDamage, ...]:
-        """Every layer by itself on `judge`, in the model's order; `on_step` counts quantizers."""
+    def damage(self, judge: Views, progress: Progress = quiet) -> tuple[LayerDamage, ...]:
+        """Every layer by itself on `judge`, in the model's order; `progress` counts quantizers."""
         teacher_logits, found, done = judge.logits(self.teacher), [], 0
         weights = {name: layer.weight_quantizer for name, layer in self.layers.items()}
         everything = [*self.inputs.values(), *weights.values()]
+        total = len(self.layers) + sum(name in self.layers for name in self.inputs)
 
         def alone(quantizer: Any) -> float:
             nonlocal done
@@ -123,8 +133,7 @@ class Probe:
             kl = fidelity(self.student, judge, teacher_logits).kl
             quantizer.disable_quant()
             done += 1
-            if on_step:
-                on_step(done, kl)
+            progress("layers", done, total, kl)
             return kl
 
         for quantizer in everything:
@@ -149,13 +158,13 @@ class Probe:
 
 
 def mixed_scheme(
-    probe: Probe, damages: Collection[LayerDamage], judge: Views, max_drop: float, on_step: OnStep | None = None
+    probe: Probe, damages: Collection[LayerDamage], judge: Views, max_drop: float, progress: Progress = quiet
 ) -> tuple[Fidelity, Mixed]:
     """What `probe.scheme` gives as it is, and the mixture with the fewest raised layers within `max_drop` points.
 
     Weights are raised in the order of the KL that an added bit buys back, most first. How many of that order are
     needed is found by bisection, the whole model measured each time, so that it is the fewest where every raised
-    layer helps. `on_step` counts measurements.
+    layer helps. `progress` counts measurements.
     """
     order = [layer.name for layer in sorted(damages, key=lambda layer: -layer.kl_per_bit)]
     order = [name for name in order if probe.scheme.layer(name).weight < RAISED_BITS]
@@ -164,8 +173,7 @@ def mixed_scheme(
     def fits(count: int) -> bool:
         if count not in measured:
             measured[count] = fidelity(probe.model(order[:count]), judge, teacher_logits)
-            if on_step:
-                on_step(len(measured), measured[count].kl)
+            progress("mixed scheme", len(measured), most_measurements(len(order)), measured[count].kl)
         return estimated_drop(measured[count]) <= max_drop
 
     count = fewest(len(order), fits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,6 @@ from torch.nn import functional as F
 
 from calib.views import Views
 from inversion.plainvit import PlainViT
-
-OnStep = Callable[[int, float], None]
-"""Called with (steps done, KL to the teacher now)."""
 
 
 @dataclass(frozen=True, order=True)

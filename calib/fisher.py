@@ -25,15 +25,13 @@ def answer_gradients(
     modules: Mapping[str, nn.Module],
     of: str,
     generator: Generator,
-    on_image: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """For `AT_ONCE` images at a time, in the order of `views`, and by the names of `modules`, parts of `model`: what
     each takes (`of` "inputs") or gives ("outputs"), [B, ...], and the gradients of log p(y | image) to it,
     [DRAWS, B, ...], for answers y drawn from what `model` itself says.
 
-    `on_image` is called with the number of images done. Raises `InputError` where the answers are not finite.
+    Raises `InputError` where the answers are not finite.
     """
-    done = 0
     for patches, kept in views.batches(AT_ONCE):
         with _watching(modules, of) as seen, torch.enable_grad():
             answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
@@ -46,9 +44,11 @@ def answer_gradients(
             name: (value.detach(), torch.stack(gradients))
             for (name, value), *gradients in zip(seen.items(), *found, strict=True)
         }
-        done += len(kept)
-        if on_image:
-            on_image(done)
+
+
+def images_of(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """How many images one part of what `answer_gradients` gives is of."""
+    return len(next(iter(gradients.values()))[0])
 
 
 @contextmanager

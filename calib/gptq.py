@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.plainvit import Module, PlainViT
+from inversion.progress import Progress, quiet
 
 DAMPING = 0.1
 """Share of the Hessian's mean diagonal that is added to the diagonal (section 4, step 3). The paper takes 1%, of real
@@ -39,7 +41,7 @@ def round_model(
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
     damping: float = DAMPING,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = quiet,
     saliency: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Change those `block_linears` of `model` that `bits` names so that rounding them to nearest is GPTQ's rounding;
@@ -50,7 +52,7 @@ def round_model(
     middle of every cell before it changes an integer. `model` must quantize these weights, by those scales.
 
     A layer's inputs are what `views` bring it behind all layers that were rounded before; where `model` quantizes its
-    inputs, they are those before that. `on_layer` is called with the number of layers done.
+    inputs, they are those before that. `progress` counts layers.
 
     `saliency` (`calib.saliency`, a table a batch of `views`) says how much each token [B, T, G] counts for each of G
     groups of a layer's outputs; without it all count alike.
@@ -76,8 +78,7 @@ def round_model(
             ]
             integers[name], latent = (torch.cat(part) for part in zip(*rounded, strict=True))
             layer.weight.copy_(latent)
-            if on_layer:
-                on_layer(len(integers))
+            progress("rounding", len(integers), len(bits), math.nan)
         tokens = [block(batch) for batch in tokens]
     return integers
 

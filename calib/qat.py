@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.fidelity import Fidelity, fidelity
 from calib.lessons import Lessons
 from calib.lsq import keep_positive, learn_steps
 from calib.settings import Training
@@ -21,6 +21,7 @@ from calib.views import Views
 from inversion.errors import NumericalError
 from inversion.machine import prefer_plain_attention
 from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def train(
     images: Views,
     held_out: Views,
     settings: Training,
-    on_update: OnStep | None = None,
+    progress: Progress = quiet,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
@@ -62,8 +63,7 @@ def train(
         if checkpoint and (checkpoint.due or not trainer.done):
             checkpoint.save(trainer.tensors(), trainer.about())
         divergence = trainer.update()
-        if on_update:
-            on_update(trainer.done, divergence)
+        progress("training", trainer.done, settings.updates, divergence)
     return trainer.conclude()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -19,14 +19,15 @@ from torch import Generator, Tensor
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, fidelity
-from calib.fisher import answer_gradients
+from calib.fisher import answer_gradients, images_of
 from calib.layers import layer_bits, quantized_layers
 from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
-from calib.settings import AUTO, AUTO_METHODS, FISHER, Calibration
+from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 
 Quantizers = dict[str, TensorQuantizer]
 
@@ -94,15 +95,15 @@ def calibrate(
     images: Views,
     held_out: Views,
     settings: Calibration,
-    on_image: Callable[[int], None] | None = None,
+    progress: Progress = quiet,
 ) -> tuple[str, dict[str, Fidelity]]:
     """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
 
-    `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `on_image` is called with
-    the number of images that `fisher` has seen.
+    `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `progress` counts
+    the images that `fisher` has seen.
     """
     quantizers, teacher_logits = input_quantizers(model), held_out.logits(teacher)
-    methods = AUTO_METHODS if settings.method == AUTO else (settings.method,)
+    methods = RANGE_METHODS if settings.method == AUTO else (settings.method,)
     if methods != (FISHER,):
         with _collecting(quantizers):
             images.logits(model)
@@ -110,7 +111,7 @@ def calibrate(
     found: dict[str, dict[str, Tensor]] = {}
     for method in methods:
         if method == FISHER:
-            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, on_image)
+            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, progress)
         else:
             for quantizer in quantizers.values():
                 _set_range(quantizer, method, model.pos_embed.device)
@@ -122,7 +123,7 @@ def calibrate(
     return best, tried
 
 
-def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, on_image: Callable[[int], None] | None = None) -> None:
+def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, progress: Progress = quiet) -> None:
     """For each activation quantizer by itself, the share of its widest range that moves the answers least; `model` is
     float but for its quantizers, which are off meanwhile.
 
@@ -136,11 +137,13 @@ def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, on_image: Calla
         quantizer.disable_quant()
     widest = _largest_inputs(model, quantizers, images)
     errors: dict[str, Tensor] = {}
-    views = images if quantizers else Views(())
-    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed), on_image):
+    views, done = images if quantizers else Views(()), 0
+    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed)):
         for name, (inputs, gradients) in seen.items():
             found = _answer_errors(inputs, gradients, widest[name], bounds_of(quantizers[name]))
             errors[name] = errors.get(name, 0.0) + found
+        done += images_of(seen)
+        progress("ranges", done, len(images), math.nan)
     for name, quantizer in quantizers.items():
         share = _shares(bounds_of(quantizer))[int(errors[name].argmin())]
         quantizer.amax = widest[name] * share
@@ -224,12 +227,8 @@ def _set_range(quantizer: TensorQuantizer, method: str, device: torch.device) ->
         amax = edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
-    elif method == "mse":
-        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)  # ModelOpt 0.47 makes edges on the CPU
-    elif method == "lsq":
-        amax = _paper_start(counts.cpu(), edges.cpu(), quantizer.num_bits)
-    else:
-        amax = calibrator.compute_amax(method)
+    else:  # ModelOpt 0.47 makes edges on the CPU
+        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)
     quantizer.amax = torch.as_tensor(amax, dtype=torch.float32, device=device).clamp(min=SMALLEST_RANGE)
 
 
@@ -246,13 +245,6 @@ def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
         for amax in candidates
     ]
     return candidates[torch.stack(errors).argmin()]
-
-
-def _paper_start(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
-    """The range of LSQ's first step 2<|x|>/sqrt(Qp) (section 2.1), of a histogram of absolute values."""
-    _, high = integer_range(bits)
-    mean = (edges[1:] + edges[:-1]) / 2 @ counts / counts.sum()
-    return 2 * mean * math.sqrt(high)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from calib.basis import Rotations, rotates, value_attentions
 from calib.layers import quantized_layers
 from calib.scheme import integer_range
 from inversion.plainvit import PATCH_EMBED, Module, PlainViT
+from inversion.progress import Progress, quiet
 
 RATE = 0.01
 """Of Adam, at the start of a cosine."""
@@ -58,13 +59,13 @@ def learn_rotations(
     bits: Mapping[str, int],
     updates: int,
     seed: int = 0,
-    on_update: Callable[[int, float], None] | None = None,
+    progress: Progress = quiet,
     objective: Objective = relative_error,
 ) -> Rotations:
     """The rotations of `folded`, made by `calib.basis.fold`, in which rounding its weights to `bits` costs least by
     `objective`, summed over the layers; `updates` of 0 leave them random.
 
-    No image is needed. `on_update` is called with (updates done, mean cost).
+    No image is needed. `progress` counts updates, and tells the mean cost.
     """
     generator = Generator().manual_seed(seed)
     basis = _Basis(folded, generator)
@@ -81,8 +82,7 @@ def learn_rotations(
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-        if on_update:
-            on_update(update + 1, float(error.detach()))
+        progress("basis", update + 1, updates, float(error.detach()))
     return basis.rotations()
 
 

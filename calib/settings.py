@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
+from typing import Annotated, Literal, get_args
 
+from pydantic import Field
+
+from inversion.checked import Amount, Count, Decay, Flag, Positive, Seed, Whole, checked
 from inversion.errors import InputError
+from inversion.job import Precision
 
 AUTO, FISHER = "auto", "fisher"
-AUTO_METHODS = ("max", "percentile", "mse", FISHER)
-"""What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
-RANGE_METHODS = (*AUTO_METHODS, "entropy", "lsq")
-MOST_LEAVES = 100_000
+RangeMethod = Literal["auto", "max", "percentile", "mse", "fisher"]
+RANGE_METHODS = tuple(name for name in get_args(RangeMethod) if name != AUTO)
+"""What `auto` tries."""
 JUDGES = 48
 """Dead leaves that nothing learns from, numbered behind those of calibration: they choose what `auto` and training
 keep."""
-VIEWS = ("mosaic", "sparse", "leaves", "mixed")
+View = Literal["mosaic", "sparse", "leaves", "mixed"]
+VIEWS = get_args(View)
 
 
-@dataclass(frozen=True)
+@checked("basis")
 class Basis:
     """In which basis the weights are rounded (`calib.basis`): the model's function stays the same.
 
@@ -26,49 +29,36 @@ class Basis:
     the weights as they come.
     """
 
-    method: str = "learned"
-    updates: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _one_of("basis", self.method, ("learned", "random", "none"))
-        if self.updates < 1:
-            raise InputError(f"basis.updates must be at least 1, not {self.updates}: or take basis.method=random.")
+    method: Literal["learned", "random", "none"] = "learned"
+    updates: Count = 300
+    seed: Seed = 0
 
 
-@dataclass(frozen=True)
+@checked("calibration")
 class Calibration:
     """How activation ranges are set: `method` on `views` of the images, weights being float.
 
     `fisher` takes, for each activation by itself, the range whose rounding moves the answer least by the teacher's own
-    gradients (`calib.ranges`); `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is
-    the LSQ paper's first step; `auto` tries max, percentile, mse and fisher on held-out images.
+    gradients (`calib.ranges`); `max` and `percentile` are ModelOpt's; `mse` errs least in squares; `auto` tries
+    all of them on held-out images.
 
     `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images, and others judge: they choose what
     `auto` takes and training keeps. `held_out` is the share of trajectories that only judge: in the proof, and without
     leaves here too.
     """
 
-    method: str = FISHER
-    views: str = "mixed"
-    leaves: int = 96
-    held_out: float = 0.25
-    seed: int = 0
+    method: RangeMethod = "fisher"
+    views: View = "mixed"
+    leaves: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 96
+    held_out: Annotated[float, Field(strict=True, gt=0, le=0.5)] = 0.25
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _one_of("range method", self.method, (AUTO, *RANGE_METHODS))
-        _one_of("calibration views", self.views, VIEWS)
-        if self.leaves < 0 or (self.leaves == 0 and self.views == "leaves"):
-            raise InputError(f"calibration.leaves must be at least {int(self.views == 'leaves')}, not {self.leaves}.")
-        if self.leaves > MOST_LEAVES:
-            raise InputError(
-                f"calibration.leaves must be at most {MOST_LEAVES}, not {self.leaves}: hundreds are enough."
-            )
-        if not 0 < self.held_out <= 0.5:
-            raise InputError(f"the held-out share must be above 0 and at most 0.5, not {self.held_out}.")
+        if self.leaves == 0 and self.views == "leaves":
+            raise InputError("calibration.leaves must be at least 1 where views is leaves, not 0.")
 
 
-@dataclass(frozen=True)
+@checked("rounding")
 class Rounding:
     """What attention and MLP weights below 8 bits start from: `gptq` on `views`, or each weight's `nearest` integer.
 
@@ -76,21 +66,17 @@ class Rounding:
     much as the teacher's answer depends on it, else all tokens count alike.
     """
 
-    method: str = "gptq"
-    views: str = "mixed"
-    damping: float = 0.1
-    saliency: bool = True
-
-    def __post_init__(self) -> None:
-        _one_of("rounding method", self.method, ("gptq", "nearest"))
-        _one_of("rounding views", self.views, VIEWS)
-        if not 0 < self.damping < inf:
-            raise InputError(f"rounding damping must be positive and finite, not {self.damping}.")
+    method: Literal["gptq", "nearest"] = "gptq"
+    views: View = "mixed"
+    damping: Positive = 0.1
+    saliency: Flag = True
 
 
-@dataclass(frozen=True)
+@checked("training")
 class Training:
-    """KL to the teacher at `temperature`, plus `feature_weight` times the relative squared error of the tokens behind
+    """No training unless `updates` says so: in a good basis it buys nothing (docs/decisions/0016).
+
+    KL to the teacher at `temperature`, plus `feature_weight` times the relative squared error of the tokens behind
     each block, on `views` of the images; dense ones as random crops where `crops` says so.
 
     `adam`: `learning_rate` for weights, `step_learning_rate` for quantizer steps, relative to each step. `sgd`
@@ -99,42 +85,28 @@ class Training:
     `patience` checks without less KL end the training.
     """
 
-    updates: int = 200
-    batch: int = 16
-    views: str = "mixed"
-    crops: bool = True
-    temperature: float = 1.0
-    feature_weight: float = 4.0
-    optimizer: str = "adam"
-    schedule: str = "cosine"
-    learning_rate: float = 1.5e-5
-    step_learning_rate: float = 1e-3
-    ema: float = 0.98
-    precision: str = "auto"
-    checks: int = 8
-    patience: int = 3
-    seed: int = 0
+    updates: Whole = 0
+    batch: Count = 16
+    views: View = "mixed"
+    crops: Flag = True
+    temperature: Positive = 1.0
+    feature_weight: Amount = 4.0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    learning_rate: Amount = 1.5e-5
+    step_learning_rate: Amount = 1e-3
+    ema: Decay = 0.98
+    precision: Precision = "auto"
+    checks: Count = 8
+    patience: Count = 3
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _one_of("training views", self.views, VIEWS)
-        _one_of("optimizer", self.optimizer, ("adam", "sgd"))
-        _one_of("schedule", self.schedule, ("cosine", "constant"))
-        _one_of("training precision", self.precision, ("auto", "float32", "bfloat16"))
         if self.crops and self.views == "sparse":
             raise InputError("sparse images cannot be cropped: set training.crops=false, or training.views=mixed.")
-        for name in ("batch", "checks", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training {name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("updates", "learning_rate", "step_learning_rate", "feature_weight"):
-            if not 0 <= getattr(self, name) < inf:
-                raise InputError(f"training {name} must be finite and not negative, not {getattr(self, name)}.")
-        if not 0 < self.temperature < inf:
-            raise InputError(f"training temperature must be positive and finite, not {self.temperature}.")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"training ema must be at least 0 and below 1, not {self.ema}.")
 
 
-@dataclass(frozen=True)
+@checked("distillation")
 class Distillation:
     """Appendix D of the paper: KL to the teacher at `temperature`, SGD at a constant rate, one update a batch.
 
@@ -142,24 +114,10 @@ class Distillation:
     it, few updates at its rate teach nothing (docs/decisions/0014).
     """
 
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    temperature: float = 1.0
-    clip_norm: float = 1.0
-    flips: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) < inf:
-                raise InputError(f"distillation {name} must be finite and not negative, not {getattr(self, name)}.")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"distillation momentum must be at least 0 and below 1, not {self.momentum}.")
-        if not 0 < self.temperature < inf:
-            raise InputError(f"distillation temperature must be positive and finite, not {self.temperature}.")
-
-
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"unknown {what} {value!r}: take one of {', '.join(allowed)}.")
+    learning_rate: Amount = 0.1
+    momentum: Decay = 0.9
+    weight_decay: Amount = 1e-4
+    temperature: Positive = 1.0
+    clip_norm: Amount = 1.0
+    flips: Flag = True
+    seed: Seed = 0

@@ -6,13 +6,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from inversion.checked import Number, checked
 from inversion.errors import InputError
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 RESAMPLE = {"1": "lanczos", "2": "bilinear", "3": "bicubic"}
 """Pillow's numbers."""
 MODEL_ARGS = {
@@ -26,16 +27,16 @@ TRAINING_ARGS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@checked("input")
 class GivenInput:
     """How pictures enter the teacher, where its name or its config.json do not say it: `mean` and `std` a channel for
     pixels in 0..1, `crop` the share of the resized picture's side that the centre crop keeps. What is left out stays.
     """
 
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    crop: float | None = None
-    interpolation: str | None = None
+    mean: tuple[Number, ...] = ()
+    std: tuple[Number, ...] = ()
+    crop: Number | None = None
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= value <= 1 for value in self.mean):
@@ -44,8 +45,6 @@ class GivenInput:
             raise InputError(f"std {_words(self.std)} is not above 0 and at most 1: give it for pixels from 0 to 1.")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise InputError(f"crop {self.crop} must be above 0 and at most 1: the share of the side that is kept.")
-        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}.")
 
     def settings(self) -> dict[str, Any]:
         """As timm's pretrained_cfg calls them; what was not given is left out."""

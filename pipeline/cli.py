@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +24,6 @@ UNFORESEEN = 70
 """Of sysexits, EX_SOFTWARE: 1 is a failed gate and nothing else."""
 
 app = typer.Typer(
-    help="Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out.",
     epilog=f"{DEBUG}, anywhere, shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,6 +34,22 @@ app = typer.Typer(
 bench = typer.Typer(help="How fast this machine is.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 bench.command("inversion")(bench_inversion)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"patch-rebirth {importlib.metadata.version('patch-rebirth')}")
+        raise typer.Exit
+
+
+@app.callback()
+def command(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out."""
+
 
 VERBS = (build, invert, quantize, sensitivity, distill, export, engine, validate, report, gallery, reproduce, doctor)
 for verb in VERBS:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from inversion.errors import InputError
 
-BACKENDS = ("tensorrt", "tensorrt_rtx")
-"""Of engines; the first that is installed builds them where none is named."""
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
-}
-"""Of ONNX Runtime, and its names for them."""
-PRECISIONS = ("float16", "bfloat16", "float32")
-PRECISION = "float16"
+Precision = Literal["float16", "bfloat16", "float32"]
+PRECISIONS = get_args(Precision)
+PRECISION: Precision = "float16"
 """What stands beside the integers where nothing else is said: TensorRT fuses attention in 16 bits only."""
 BATCHES = (1, 8, 32)
 """Smallest batch, the one to optimise for, and the largest."""

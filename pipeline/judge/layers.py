@@ -19,10 +19,9 @@ from calib.damage import (
     judging_material,
     mean_weight_bits,
     mixed_scheme,
-    most_measurements,
 )
 from calib.fidelity import Fidelity
-from calib.layers import quantized_layers, require_layers
+from calib.layers import require_layers
 from calib.scheme import QuantScheme
 from export.edge.compare import compare
 from inversion.errors import InputError
@@ -30,6 +29,7 @@ from inversion.images import load_images, require_images_of
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from pipeline.pictures.valdata import ValData
+from pipeline.recipe.recipe import Recipe
 from pipeline.show.display import Display
 
 SCHEMA = 1
@@ -38,7 +38,7 @@ PICTURES = 128
 
 
 def sensitivity(
-    teacher: Teacher, images: Path, scheme: QuantScheme, max_drop: float | None, val_data: ValData | None, out: Path,
+    teacher: Teacher, images: Path, recipe: Recipe, max_drop: float | None, val_data: ValData | None, out: Path,
     display: Display,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every layer by itself on synthetic pictures; write sensitivity.json and .png into `out`, and, where
@@ -48,22 +48,18 @@ def sensitivity(
     """
     if max_drop is not None and not 0 < max_drop < math.inf:
         raise InputError(f"--max-drop {max_drop} is no positive number of points: write 1.0 or the like.")
+    scheme = recipe.quant_scheme()
     require_layers(teacher.model, scheme)
     found = load_images(images)
     require_images_of(teacher, found, images)
     out.mkdir(parents=True, exist_ok=True)
-    shown, judge, many = judging_material(teacher, found, PICTURES)
-    layers = len(quantized_layers(teacher.model))
+    shown, judge, many = judging_material(teacher, found, PICTURES, recipe.calibration)
     with display.phases() as on_phase:
-        probe = Probe(teacher, scheme, shown, judge, on_phase)
-        quantizers = layers + len([name for name in probe.inputs if name in probe.layers])
-        damages = probe.damage(judge, lambda done, kl: on_phase("layers", done, quantizers, kl))
+        probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, on_phase)
+        damages = probe.damage(judge, on_phase)
         mixed = None
         if max_drop is not None:
-            total = most_measurements(layers)
-            measured = mixed_scheme(
-                probe, damages, many, max_drop, lambda done, kl: on_phase("mixed scheme", min(done, total), total, kl)
-            )
+            measured = mixed_scheme(probe, damages, many, max_drop, on_phase)
             mixed = _describe(probe, damages, max_drop, *measured, val_data, len(many))
             publish(out / "recipe.toml", _recipe(measured[1]).encode())
     results = {

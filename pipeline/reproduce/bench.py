@@ -170,7 +170,8 @@ def _job(batch: int, precision: str, chosen: dict[str, Any]) -> Inversion:
     if batch < v:
         raise InputError(f"--batch {batch} is less than one trajectory's {v} images: take at least 7.")
     images = batch // v * v
-    return Inversion(images=images, batch=images, iterations=ITERATIONS, precision=precision, **chosen)
+    values = {"images": images, "batch": images, "iterations": ITERATIONS, "precision": precision, **chosen}
+    return Inversion(**values)
 
 
 def _measure(row: Measured, inverter: Inverter, first: bool) -> None:

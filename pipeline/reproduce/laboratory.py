@@ -23,13 +23,13 @@ from inversion.plainvit import PlainViT
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
 from pipeline.pictures.valdata import ValData
-from pipeline.recipe.recipe import inversion_of
-from pipeline.record.manifest import describe_teacher
+from pipeline.recipe.resolve import inversion_of
+from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
 from pipeline.run.distilling import Job, Judge, Source, distill
-from pipeline.run.inverting import invert_with_bar
+from pipeline.run.stages.invert import invert_with_bar
 from pipeline.show.display import Display
 
 PAPER_SEED = 42
@@ -67,7 +67,7 @@ class Laboratory:
     def about(self, scale: str, student: str) -> dict[str, Any]:
         """What a record says of how it came about."""
         return {
-            "teacher": describe_teacher(self.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(self.teacher)),
             "student": student,
             "scale": {"name": scale, **dataclasses.asdict(self.scale)},
             "seeds": self.seeds,

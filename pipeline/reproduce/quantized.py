@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calib.distillation.student import Student
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training
 from export.edge.compare import Comparison

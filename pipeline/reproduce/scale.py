@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inversion.errors import InputError
+from inversion.job import Inversion
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Scale:
     seeds: int
     learning_rate: float = 0.1
     clip_norm: float = 1.0
-    tv_weight: float = 1e-2
+    tv_weight: float = Inversion().tv_weight
 
 
 SCALES = {

@@ -28,7 +28,7 @@ from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 from pipeline.pictures.valdata import ValData
 from pipeline.record.lock import hold
-from pipeline.record.manifest import describe_teacher
+from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.show.display import Display
 from pipeline.show.gallery import png
@@ -74,6 +74,13 @@ class Job:
     settings: Distillation
     val_data: ValData | None = None
     checks: int = 10
+
+
+def so_many(batches: int, inversion: Inversion) -> Inversion:
+    """The inversion of so many `batches`."""
+    one = dataclasses.replace(inversion, images=inversion.batch)
+    whole = len(one.shards()[0]) * one.images_per_trajectory  # v = 7 makes 126 of 128
+    return dataclasses.replace(one, images=batches * whole, batch=whole)
 
 
 def distill(job: Job, out: Path, display: Display) -> dict[str, Any]:
@@ -173,7 +180,7 @@ class Run:
         publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels, built))
         result = {
             "identity": self.identity,
-            "teacher": describe_teacher(job.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(job.teacher)),
             "student": {"name": student.name, "sha256": weights_sha256(model)},
             "versions": versions(),
             "batches": self.done,

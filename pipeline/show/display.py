@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export.edge.kernels import sentences
+from pipeline.record.manifest import Manifest, StageRecord
+from pipeline.record.proof import Fidelity, Runtimes
 
 Advance = Callable[[int, str], None]
 """Called with (steps done, a short remark such as the loss)."""
@@ -78,30 +80,28 @@ class Display:
 
         return advance
 
-    def stage(self, record: dict[str, Any]) -> None:
+    def stage(self, record: StageRecord) -> None:
         """One line for a finished stage."""
-        how = "unchanged, not run again" if record["cached"] else f"{record['seconds']:.1f} s"
-        self.say(f"{record['name']}: {how}")
+        how = "unchanged, not run again" if record.cached else f"{record.seconds:.1f} s"
+        self.say(f"{record.name}: {how}")
 
-    def results(self, manifest: dict[str, Any]) -> None:
+    def results(self, manifest: Manifest) -> None:
         """The table of results, the gates, and the engines; a line that is too wide is wrapped by the terminal."""
-        rows = result_rows(manifest)
-        table = Table(*rows[0], title=f"{manifest['teacher']['name']} {manifest['recipe']['bits']}")
+        rows, verdict = result_rows(manifest), manifest.verdict
+        table = Table(*rows[0], title=f"{manifest.teacher.name} {manifest.bits}")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
             table.add_row(*row.values())
         self.out.print(table)
-        validation = manifest["validation"]
-        for gate in validation["gates"]:
-            mark = "passed" if gate["passed"] else "FAILED"
-            self._line(f"gate {gate['name']}: {gate['value']:.4g} (limit {gate['limit']:.4g}) {mark}")
-        for engine in validation["runtimes"]["tensorrt"] or []:
-            status = "executed" if engine["executed"] else "built, not executed"
-            self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
-        for runtime in (validation["runtimes"]["onnxruntime"], *(validation["runtimes"]["tensorrt"] or [])):
-            for line in sentences(runtime["kernels"]):
-                self._line(line)
+        for gate in verdict.gates:
+            mark = "passed" if gate else "FAILED"
+            self._line(f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:.4g}) {mark}")
+        for engine in verdict.runtimes.engines:
+            status = "executed" if engine.executed else "built, not executed"
+            self._line(f"engine {engine.path} ({engine.bytes / 1e6:.1f} MB): {status}")
+        for line in kernel_lines(verdict.runtimes):
+            self._line(line)
 
     def table(self, table: Table) -> None:
         """A table that is too wide for the terminal is cut by it."""
@@ -111,40 +111,42 @@ class Display:
         self.out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
+def kernel_lines(runtimes: Runtimes) -> list[str]:
+    """What each runtime computes with integers, and why not the rest."""
+    return [line for kernels in runtimes.kernels for line in sentences(asdict(kernels))]
+
+
+def result_rows(manifest: Manifest) -> list[dict[str, str]]:
     """Accuracy, agreement, size and latency as text: a row a measure, a column a model."""
-    validation = manifest["validation"]
-    runtime, real, synthetic = validation["runtimes"]["onnxruntime"], validation["real"], validation["synthetic"]
-    plain = validation.get("float") or {
-        "real": None,
-        "synthetic": {},
-    }  # of an earlier version: its float file did not run
+    verdict, runtime = manifest.verdict, manifest.verdict.runtimes.onnxruntime
+    real, plain = verdict.real, verdict.float32
     measures: list[tuple[str, ...]] = []
     if real:
-        tops = (plain["real"] or {"top1": real["teacher_top1"]})["top1"], real["top1"]
-        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * top:.2f}" for top in tops)))
-        measures += _fidelity(plain["real"], real, "real")
-    for kind, found in synthetic.get("kinds", {"synthetic": synthetic}).items():
-        measures += _fidelity(plain["synthetic"].get("kinds", {}).get(kind), found, kind)
-    models = runtime["float"], runtime["quantized"]
-    measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
-    measures.append(("peak memory, MB", *(f"{model['peak_bytes'] / 1e6:.0f}" for model in models)))
-    for row in runtime["latency"]:
-        times = (f"{row[name]['median_ms']:.2f} ({row[name]['p95_ms']:.2f})" for name in ("float", "quantized"))
-        measures.append((f"latency (p95), ms, batch {row['batch']}", *times))
-    names = "", "FP32 ONNX", f"{manifest['recipe']['bits']} ONNX"
+        plain_real = plain.real if plain else None
+        tops = plain_real.top1 if plain_real else real.teacher_top1, real.top1
+        measures.append((f"top-1, % of {real.n} real", *("" if top is None else f"{100 * top:.2f}" for top in tops)))
+        measures += _fidelity(plain_real, real, "real")
+    for kind, found in verdict.kinds.items():
+        measures += _fidelity(plain.synthetic.kinds.get(kind) if plain else None, found, kind)
+    models = runtime.float32, runtime.quantized
+    measures.append(("file, MB", *(f"{model.bytes / 1e6:.2f}" for model in models)))
+    measures.append(("peak memory, MB", *(f"{model.peak_bytes / 1e6:.0f}" for model in models)))
+    for row in runtime.latency:
+        times = (f"{one.median_ms:.2f} ({one.p95_ms:.2f})" for one in (row.float32, row.quantized))
+        measures.append((f"latency (p95), ms, batch {row.batch}", *times))
+    names = "", "FP32 ONNX", f"{manifest.bits} ONNX"
     return [dict(zip(names, measure, strict=True)) for measure in measures]
 
 
-def _fidelity(plain: dict[str, Any] | None, quantized: dict[str, Any], kind: str) -> list[tuple[str, ...]]:
+def _fidelity(plain: Fidelity | None, quantized: Fidelity, kind: str) -> list[tuple[str, ...]]:
     """Of both files: agreement with the teacher, the quantized one's with its 95% interval, and KL."""
-    low, high = quantized["agreement_interval"]
-    agreement = f"{100 * quantized['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = quantized.agreement_interval
+    agreement = f"{100 * quantized.agreement:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
     return [
         (
-            f"agreement, % of {quantized['n']} {kind} [95%]",
-            f"{100 * plain['agreement']:.2f}" if plain else "",
+            f"agreement, % of {quantized.n} {kind} [95%]",
+            f"{100 * plain.agreement:.2f}" if plain else "",
             agreement,
         ),
-        (f"KL, nats, {kind}", f"{plain['kl']:.4f}" if plain else "", f"{quantized['kl']:.4f}"),
+        (f"KL, nats, {kind}", f"{plain.kl:.4f}" if plain else "", f"{quantized.kl:.4f}"),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,10 +31,9 @@ from pipeline.verbs.options import (
     Uint8Input,
     ValData,
     Verbose,
-    given_input,
+    flags_of,
     parse_archs,
     require_place,
-    text_of,
 )
 
 
@@ -67,41 +66,37 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """All stages: a teacher in; ONNX, engine and report out."""
-    from pipeline.recipe.recipe import STAGES, make_recipe
-
     if force and anew_from:
         raise InputError(f"--force runs every stage again, --from {anew_from!r} some of them: give one of both.")
-    if anew_from and anew_from not in STAGES:
-        raise InputError(f"unknown stage {anew_from!r} in --from: take one of {', '.join(STAGES)}.")
-
-    flags: dict[str, Any] = {
-        "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "effort": effort, "seed": seed,
-        "val_data": text_of(val_data), "class_map": text_of(class_map), "threads": threads,
-        "image_column": image_column, "label_column": label_column, "checkpoint_key": checkpoint_key,
-        **given_input(mean, std, crop, interpolation),
-    }  # fmt: skip
-    if arch is not None:
-        flags["engine"] = {"arch": parse_archs(arch)}
-    if uint8_input:
-        flags["export"] = {"uint8_input": True}
-    chosen = make_recipe(flags, recipe, overrides or ())
-    folder = (
-        out
-        or Path("runs")
-        / f"{chosen.teacher.rstrip('/').rpartition('/')[2].rpartition(':')[2]}-{chosen.bits}-{chosen.effort}"
-    )
+    flags = flags_of(
+        teacher=teacher, bits=bits, checkpoint=checkpoint, checkpoint_key=checkpoint_key, effort=effort, seed=seed,
+        threads=threads, mean=mean, std=std, crop=crop, interpolation=interpolation, val_data=val_data,
+        class_map=class_map, image_column=image_column, label_column=label_column, export={"uint8_input": uint8_input},
+        engine={"arch": None if arch is None else parse_archs(arch)},
+    )  # fmt: skip
     if junit:
         require_place(junit, "--junit")
 
-    from pipeline.run.stages import build as build_run
+    from pipeline.recipe.resolve import make_recipe
+
+    chosen = make_recipe(flags, recipe, overrides or ())
+    name = chosen.teacher.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    folder = out or Path("runs") / f"{name}-{chosen.bits}-{chosen.effort}"
+
+    from inversion.machine import choose_device
+    from pipeline.run.build import NAMES
+    from pipeline.run.build import build as build_run
     from pipeline.show.display import Display
     from pipeline.show.report import write_junit
 
+    if anew_from and anew_from not in NAMES:
+        raise InputError(f"unknown stage {anew_from!r} in --from: take one of {', '.join(NAMES)}.")
     display = Display(quiet, verbose)
     stale = [junit] if junit else []
-    manifest = build_run(chosen, folder, display, device, STAGES[0] if force else anew_from, stale)
+    first = NAMES[0] if force else anew_from
+    manifest = build_run(chosen, folder, choose_device(device), display, first, stale)
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)
     display.say(f"run folder: {folder}")
-    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+    raise typer.Exit(0 if manifest.verdict.passed else 1)

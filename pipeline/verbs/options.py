@@ -23,8 +23,7 @@ Std = Annotated[str | None, typer.Option(help="The same.")]
 Crop = Annotated[float | None, typer.Option(help="Share of the resized picture's side that is kept.")]
 Interpolation = Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")]
 Bits = Annotated[str | None, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
-BitsNeeded = Annotated[str, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
-Effort = Annotated[str | None, typer.Option(help="quick, standard or paper.")]
+Effort = Annotated[str | None, typer.Option(help="quick, standard (the default) or paper.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="One value, as in inversion.iterations=500.")]
 ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or Parquet files.")]
@@ -33,6 +32,11 @@ LabelColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: label 
 Threads = Annotated[int | None, typer.Option(help="Of the CPU: same number, same bytes; torch's own by default.")]
 ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
 Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
+Method = Annotated[str | None, typer.Option(help="dmi, smi or pri; pri by default.")]
+DivisionFactor = Annotated[int | None, typer.Option(help="v of PRI: sparse images per trajectory.")]
+Sparsity = Annotated[int | None, typer.Option(help="Of SMI: 50, 76 or 86.")]
+Iterations = Annotated[int | None, typer.Option(help="T, updates per trajectory.")]
+TvWeight = Annotated[float | None, typer.Option(help="Lambda of Eq. 1: 1e-2 by default; the paper's is 1e-4.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
 Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
 Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
@@ -45,11 +49,38 @@ def parse_archs(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def given_input(mean: str | None, std: str | None, crop: float | None, interpolation: str | None) -> dict[str, Any]:
-    """--mean, --std, --crop and --interpolation as the recipe's section `input`; empty where none is given."""
-    found = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std"), "crop": crop}
-    given = {key: value for key, value in {**found, "interpolation": interpolation}.items() if value is not None}
-    return {"input": given} if given else {}
+def flags_of(
+    *,
+    mean: str | None = None,
+    std: str | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    **others: object,
+) -> dict[str, Any]:
+    """Flags as keys of a recipe: paths as text, and --mean, --std, --crop, --interpolation as its section `input`; a
+    section holds what was given of it, and what was not given is left out."""
+    told = {
+        "mean": _numbers(mean, "--mean"),
+        "std": _numbers(std, "--std"),
+        "crop": crop,
+        "interpolation": interpolation,
+    }
+    found: dict[str, Any] = {}
+    for key, value in {"input": told, **others}.items():
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if item is not None} or None
+        if value is not None:
+            found[key] = str(value) if isinstance(value, Path) else value
+    return found
+
+
+def batch_of(text: str | None) -> int | None:
+    """`auto` -> 0, as many as fit; `128` -> 128."""
+    if text is None or text == "auto":
+        return None if text is None else 0
+    if not text.isdecimal():
+        raise InputError(f"--batch {text!r} is no number of images: write 128 or the like, or auto.")
+    return int(text)
 
 
 def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
@@ -73,7 +104,3 @@ def require_place(path: Path, flag: str) -> None:
     """Refuse at once a path that could not be written in the end."""
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{flag} {str(path)!r} is no file in a folder that exists: give another path.")
-
-
-def text_of(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -10,34 +10,40 @@ import typer
 
 from inversion.errors import InputError
 from pipeline.verbs.options import (
-    BitsNeeded,
+    Bits,
     Checkpoint,
     CheckpointKey,
     ClassMap,
     Crop,
     Device,
+    DivisionFactor,
+    Effort,
     ImageColumn,
     Interpolation,
+    Iterations,
     LabelColumn,
     Mean,
+    Method,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
+    Sparsity,
     Std,
+    Teacher,
     TeacherNeeded,
+    TvWeight,
     ValData,
-    given_input,
+    flags_of,
     require_place,
-    text_of,
 )
 
 
 def sensitivity(
-    teacher: TeacherNeeded,
     images: Annotated[Path, typer.Option(help="Folder of shards, made by `pipeline invert`.")],
-    bits: BitsNeeded,
     out: Annotated[Path, typer.Option(help="Folder for table, plot and recipe.")],
+    teacher: Teacher = None,
+    bits: Bits = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Find the fewest bits within so many points of top-1, estimated on synthetic pictures."),
@@ -52,6 +58,9 @@ def sensitivity(
     class_map: ClassMap = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    effort: Effort = None,
+    seed: Seed = None,
+    device: Device = "auto",
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -61,32 +70,34 @@ def sensitivity(
     Weights are rounded to nearest, before GPTQ and training, and every answer that differs from the teacher's counts as
     lost: the real drop after `pipeline build` is smaller than the estimate. Real pictures only judge what was found.
     """
-    from pipeline.recipe.recipe import make_recipe
+    flags = flags_of(
+        teacher=teacher, bits=bits, checkpoint=checkpoint, checkpoint_key=checkpoint_key, val_data=val_data,
+        class_map=class_map, image_column=image_column, label_column=label_column, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, effort=effort, seed=seed,
+    )  # fmt: skip
 
-    flags: dict[str, Any] = {
-        "teacher": teacher, "bits": bits, "checkpoint": text_of(checkpoint), "checkpoint_key": checkpoint_key,
-        "val_data": text_of(val_data), "class_map": text_of(class_map), "image_column": image_column,
-        "label_column": label_column, **given_input(mean, std, crop, interpolation),
-    }  # fmt: skip
-    chosen = make_recipe(flags, recipe, overrides or ())
+    from pipeline.recipe.resolve import make_recipe
 
-    from pipeline.judge import layers as layers
-    from pipeline.run.stages import real_pictures, teacher_of
+    chosen = make_recipe(flags, recipe, overrides or (), "sensitivity")
+
+    from inversion.machine import choose_device
+    from pipeline.judge import layers
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     display = Display(quiet)
-    loaded = teacher_of(chosen, display)
-    pictures = real_pictures(chosen, loaded, display)
-    results = layers.sensitivity(loaded, images, chosen.quant_scheme(), max_drop, pictures, out, display)
+    job = preflight(chosen, choose_device(device), Places.run(out), display, judged=True)
+    results = layers.sensitivity(job.teacher, images, chosen, max_drop, job.pictures, out, display)
     display.table(layers.layers_table(results))
     if results["mixed"]:
         typer.echo(layers.mixed_sentence(results["mixed"]))
 
 
 def distill(
-    teacher: TeacherNeeded,
     student: Annotated[str, typer.Option(help="Any timm plain-ViT name, or teacher: its own body, a fresh head.")],
     out: Annotated[Path, typer.Option(help="Folder for the student and its learning curve.")],
+    teacher: Teacher = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
     mean: Mean = None,
@@ -97,13 +108,13 @@ def distill(
     student_size: Annotated[int | None, typer.Option(help="Side of its pictures; the teacher's by default.")] = None,
     fresh_head: Annotated[bool, typer.Option("--fresh-head", help="A new classifier, whatever the weights.")] = False,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="The student knows nothing yet.")] = False,
-    method: Annotated[str, typer.Option(help="dmi, smi or pri.")] = "pri",
-    division_factor: Annotated[int, typer.Option(help="v of PRI: sparse images per trajectory.")] = 2,
-    sparsity: Annotated[int, typer.Option(help="Of SMI: 50, 76 or 86.")] = 50,
+    method: Method = None,
+    division_factor: DivisionFactor = None,
+    sparsity: Sparsity = None,
     batches: Annotated[int, typer.Option(help="Updates, each on images of its own.")] = 120,
-    batch: Annotated[int, typer.Option(help="Sparse images of an update.")] = 128,
-    iterations: Annotated[int, typer.Option(help="T, updates per trajectory.")] = 4000,
-    tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
+    batch: Annotated[int | None, typer.Option(help="Sparse images of an update; 128 by default.")] = None,
+    iterations: Iterations = None,
+    tv_weight: TvWeight = None,
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep every batch in OUT/images.")] = False,
     images: Annotated[Path | None, typer.Option(help="Learn from this folder of shards instead.")] = None,
     epochs: Annotated[int, typer.Option(help="Of the images in --images.")] = 1,
@@ -112,8 +123,9 @@ def distill(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     checks: Annotated[int, typer.Option(help="How often the learning curve is measured.")] = 10,
-    seed: Seed = 0,
+    seed: Seed = None,
     device: Device = "auto",
+    recipe: RecipeFile = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="distillation.learning_rate=0.05, inversion.low_pass=0.7, ...")
     ] = None,
@@ -125,48 +137,43 @@ def distill(
 
     The student goes on as `pipeline build --teacher STUDENT --checkpoint OUT/student.safetensors`.
     """
-    from pipeline.recipe.recipe import make_distillation, make_recipe
-
-    flags = {
-        "method": method, "division_factor": division_factor, "sparsity": sparsity, "iterations": iterations,
-        "tv_weight": tv_weight, "batch": batch, "seed": seed or 0,
-    }  # fmt: skip
     for name, value in (("--batches", batches), ("--checks", checks), ("--epochs", epochs)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}.")
-    inversion, settings = make_distillation(teacher, flags, batches, {"seed": seed or 0}, overrides or ())
-    named = {
-        "teacher": teacher, "bits": "w8a8", "checkpoint": text_of(checkpoint), "checkpoint_key": checkpoint_key,
-        **given_input(mean, std, crop, interpolation),
-    }  # fmt: skip
-    chosen = make_recipe(named)
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, val_data=val_data, class_map=class_map, image_column=image_column,
+        label_column=label_column, seed=seed,
+        inversion={
+            "method": method, "division_factor": division_factor, "sparsity": sparsity, "iterations": iterations,
+            "tv_weight": tv_weight, "batch": batch,
+        },
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    chosen = make_recipe(flags, recipe, overrides or (), "distill")
 
     from calib.distillation.student import load_student
     from inversion.machine import choose_device
-    from pipeline.pictures.valdata import judging_pictures
-    from pipeline.recipe.recipe import PictureSource
-    from pipeline.run import distilling as distillation
-    from pipeline.run.stages import teacher_of
+    from pipeline.run import distilling
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     display = Display(quiet)
-    loaded = teacher_of(chosen, display, device=choose_device(device).type)
+    job = preflight(chosen, choose_device(device), Places.run(out), display, judged=True)
     learner = load_student(
-        student, loaded, student_checkpoint, student_size,
-        fresh_head=fresh_head, random_weights=random_weights, seed=seed or 0,
+        student, job.teacher, student_checkpoint, student_size,
+        fresh_head=fresh_head, random_weights=random_weights, seed=chosen.seed,
     )  # fmt: skip
     for sentence in learner.notes:
         display.warn(sentence)
-    source = (
-        distillation.Source(images=images, batch=batch, epochs=epochs)
-        if images
-        else distillation.Source(inversion, keep_images)
-    )
-    source_of_pictures = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
-    pictures = judging_pictures(loaded, checkpoint, source_of_pictures, display)
-    job = distillation.Job(loaded, learner, source, settings, pictures, checks)
-    result = distillation.distill(job, out, display)
-    typer.echo(distillation.in_words(result, out))
+    streamed = distilling.Source(distilling.so_many(batches, chosen.inversion), keep_images)
+    source = distilling.Source(images=images, batch=chosen.inversion.batch, epochs=epochs) if images else streamed
+    lesson = distilling.Job(job.teacher, learner, source, chosen.distillation, job.pictures, checks)
+    result = distilling.distill(lesson, out, display)
+    typer.echo(distilling.in_words(result, out))
 
 
 def reproduce(
@@ -178,6 +185,11 @@ def reproduce(
         "teacher"
     ),
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     student_checkpoint: Annotated[Path | None, typer.Option(help="The student's first weights.")] = None,
     student_size: Annotated[int | None, typer.Option(help="Side of its pictures; the teacher's by default.")] = None,
     val_data: ValData = None,
@@ -192,20 +204,27 @@ def reproduce(
     from pipeline.reproduce.scale import choose_scale
 
     chosen = choose_scale(scale, sizes or ())
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, val_data=val_data, class_map=class_map, image_column=image_column,
+        label_column=label_column,
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    named = make_recipe(flags, verb="reproduce")
 
     from calib.distillation.student import load_student
     from inversion.machine import choose_device
-    from inversion.teacher import load_teacher
-    from pipeline.pictures.valdata import judging_pictures
-    from pipeline.recipe.recipe import PictureSource
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     experiment, display = find_experiment(name), Display(quiet)
-    loaded = load_teacher(teacher, checkpoint, device=choose_device(device).type)
-    source = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
-    pictures = judging_pictures(loaded, checkpoint, source, display)
+    job = preflight(named, choose_device(device), Places.run(out), display, judged=True)
+    loaded, pictures = job.teacher, job.pictures
 
     def fresh(seed: int) -> Any:
         return load_student(student, loaded, student_checkpoint, student_size, fresh_head=True, seed=seed)
@@ -221,6 +240,11 @@ def bench_inversion(
     teacher: TeacherNeeded,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="No checkpoint: speed is the same.")] = False,
     batch: Annotated[int, typer.Option(help="Images that one run yields; PRI inverts batch / v trajectories.")] = 128,
     rounds: Annotated[int, typer.Option(help="Every round times all methods in turn.")] = 3,
@@ -229,16 +253,24 @@ def bench_inversion(
     quiet: Quiet = False,
 ) -> None:
     """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
-    from inversion.machine import choose_device
-    from inversion.teacher import load_teacher
-    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
-    from pipeline.show.display import Display
-
     if json:
         require_place(json, "--json")
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation,
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    named = make_recipe(flags, verb="bench")
+
+    from inversion.machine import choose_device
+    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
+    from pipeline.run.preflight import teacher_of
+    from pipeline.show.display import Display
+
     display = Display(quiet)
-    place = choose_device(device).type
-    loaded = load_teacher(teacher, checkpoint, random_weights=random_weights, device=place)
+    loaded = teacher_of(named, choose_device(device), display, random_weights)
     with display.steps("bench", rounds * len(METHODS)) as advance:
         results = measure_inversion(loaded, batch, rounds, precision, advance)
     if json:

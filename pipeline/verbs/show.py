@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from inversion.errors import InputError
-from pipeline.verbs.options import Checkpoint, Quiet, Teacher
+from pipeline.verbs.options import (
+    Checkpoint,
+    CheckpointKey,
+    Crop,
+    Interpolation,
+    Mean,
+    Quiet,
+    Std,
+    Teacher,
+    flags_of,
+)
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
@@ -27,6 +37,11 @@ def gallery(
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/gallery by default.")] = None,
     teacher: Teacher = None,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
     quiet: Quiet = False,
 ) -> None:
     """Contact sheets of what was inverted.
@@ -35,14 +50,25 @@ def gallery(
 
     A folder of shards alone needs --teacher for the confidence; a run folder names its own.
     """
-    from inversion.teacher import load_teacher
+    named = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation,
+    )  # fmt: skip
+    if named and not teacher:
+        raise InputError(f"{', '.join(named)} tell of a --teacher: name it too.")
+
+    from pipeline.recipe.resolve import make_recipe
+
+    chosen = make_recipe(named, verb="gallery") if named else None
+
+    from inversion.machine import choose_device
+    from pipeline.run.preflight import teacher_of
     from pipeline.show import gallery as pictures
     from pipeline.show.display import Display
 
-    if checkpoint and not teacher:
-        raise InputError(f"--checkpoint {str(checkpoint)!r} holds the weights of a --teacher: name it too.")
-    loaded = load_teacher(teacher, checkpoint) if teacher else None
-    for path in pictures.gallery(run, out, Display(quiet), loaded):
+    display = Display(quiet)
+    loaded = teacher_of(chosen, choose_device(), display) if chosen else None
+    for path in pictures.gallery(run, out, display, loaded):
         typer.echo(str(path))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,101 +13,49 @@ from export.edge.profile import PRECISION, require_precision
 from inversion.errors import InputError
 from pipeline.verbs.options import (
     Bits,
-    BitsNeeded,
     Checkpoint,
     CheckpointKey,
     ClassMap,
     Crop,
     Device,
+    DivisionFactor,
     Effort,
     ImageColumn,
     Interpolation,
+    Iterations,
     LabelColumn,
     Mean,
+    Method,
     Overrides,
     Quiet,
     RecipeFile,
     Seed,
+    Sparsity,
     Std,
     Teacher,
-    TeacherNeeded,
     Threads,
+    TvWeight,
     Uint8Input,
     ValData,
-    given_input,
+    batch_of,
+    flags_of,
     parse_archs,
     parse_batches,
     require_place,
-    text_of,
 )
 
 
 def invert(
-    teacher: TeacherNeeded,
     out: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    method: Annotated[str, typer.Option(help="dmi, smi or pri.")] = "pri",
-    division_factor: Annotated[int, typer.Option(help="v of PRI: sparse images per trajectory.")] = 4,
-    sparsity: Annotated[int, typer.Option(help="Of SMI: 50, 76 or 86.")] = 76,
-    selection: Annotated[str, typer.Option(help="Of patches: attention, low, random or top.")] = "attention",
-    images: Annotated[int, typer.Option(help="How many sparse images.")] = 128,
-    iterations: Annotated[int, typer.Option(help="T, updates per trajectory.")] = 300,
-    batch: Annotated[str, typer.Option(help="Sparse images per shard; auto: as many as fit.")] = "32",
-    tv_weight: Annotated[float, typer.Option(help="Lambda of Eq. 1; the paper's is 1e-4.")] = 1e-2,
-    checkpoint: Checkpoint = None,
-    checkpoint_key: CheckpointKey = None,
-    mean: Mean = None,
-    std: Std = None,
-    crop: Crop = None,
-    interpolation: Interpolation = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "auto",
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-) -> None:
-    """Teacher in, shards of sparse synthetic images out."""
-    from pipeline.recipe.recipe import make_inversion, make_recipe
-
-    if batch != "auto" and not batch.isdecimal():
-        raise InputError(f"--batch {batch!r} is no number of images: write 128 or the like, or auto.")
-    job = make_inversion(
-        teacher,
-        {
-            "method": method, "images": images, "iterations": iterations, "division_factor": division_factor,
-            "sparsity": sparsity, "selection": selection, "tv_weight": tv_weight, "seed": seed or 0,
-            "batch": 0 if batch == "auto" else int(batch),
-        },
-        overrides or (),
-    )  # fmt: skip
-
-    from inversion.inverter import plan
-    from inversion.machine import choose_device, settle_sums
-    from pipeline.record.lock import hold
-    from pipeline.run.inverting import describe_images, invert_with_bar
-    from pipeline.run.stages import teacher_of
-    from pipeline.show.display import Display
-
-    settle_sums(threads or 0)
-    display = Display(quiet)
-    described = {
-        "teacher": teacher,
-        "bits": "w8a8",
-        "checkpoint": text_of(checkpoint),
-        "checkpoint_key": checkpoint_key,
-    }
-    named = make_recipe(described | given_input(mean, std, crop, interpolation))
-    loaded = teacher_of(named, display, device=choose_device(device).type)
-    plan(loaded, job)
-    with hold(out):
-        for sentence in describe_images(loaded, invert_with_bar(loaded, job, out, display))["warnings"]:
-            display.warn(sentence)
-
-
-def quantize(
-    teacher: TeacherNeeded,
-    images: Annotated[Path, typer.Option(help="Folder of shards, made by `pipeline invert`.")],
-    bits: BitsNeeded,
-    out: Annotated[Path, typer.Option(help="The file to write, quantized.safetensors.")],
+    teacher: Teacher = None,
+    method: Method = None,
+    division_factor: DivisionFactor = None,
+    sparsity: Sparsity = None,
+    selection: Annotated[str | None, typer.Option(help="Of patches: attention, low, random or top.")] = None,
+    images: Annotated[int | None, typer.Option(help="How many sparse images.")] = None,
+    iterations: Iterations = None,
+    batch: Annotated[str | None, typer.Option(help="Sparse images per shard; auto: as many as fit.")] = None,
+    tv_weight: TvWeight = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
     mean: Mean = None,
@@ -115,27 +63,88 @@ def quantize(
     crop: Crop = None,
     interpolation: Interpolation = None,
     effort: Effort = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    device: Device = "auto",
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Images in, quantized weights out: ranges, then learned steps."""
-    from pipeline.recipe.recipe import make_recipe
+    """Teacher in, shards of sparse synthetic images out."""
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, effort=effort, seed=seed, threads=threads,
+        inversion={
+            "method": method, "division_factor": division_factor, "sparsity": sparsity, "selection": selection,
+            "images": images, "iterations": iterations, "batch": batch_of(batch), "tv_weight": tv_weight,
+        },
+    )  # fmt: skip
 
-    flags = {"teacher": teacher, "bits": bits, "effort": effort, "checkpoint_key": checkpoint_key}
-    flags |= given_input(mean, std, crop, interpolation)
-    chosen = make_recipe(flags, recipe, overrides or ())
+    from pipeline.recipe.resolve import make_recipe
 
-    from pipeline.run.single import quantize_files
+    chosen = make_recipe(flags, recipe, overrides or (), "invert")
+
+    from inversion.machine import choose_device
+    from pipeline.record.lock import hold
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
+    from pipeline.run.stages.invert import Invert
     from pipeline.show.display import Display
 
-    quantize_files(chosen, checkpoint, images, out, Display(quiet))
+    stage = Invert()
+    job = preflight(chosen, choose_device(device), replace(Places.run(out), images=out), Display(quiet), [stage])
+    with hold(out):
+        stage.after(job, stage.run(job).metrics)
+
+
+def quantize(
+    images: Annotated[Path, typer.Option(help="Folder of shards, made by `pipeline invert`.")],
+    out: Annotated[Path, typer.Option(help="The file to write, quantized.safetensors.")],
+    teacher: Teacher = None,
+    bits: Bits = None,
+    checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    effort: Effort = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Images in, quantized weights out: ranges, then rounding."""
+    flags = flags_of(
+        teacher=teacher, bits=bits, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, effort=effort, seed=seed, threads=threads,
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    chosen = make_recipe(flags, recipe, overrides or (), "quantize")
+
+    from inversion.machine import choose_device
+    from pipeline.run.job import QUANTIZED, Places
+    from pipeline.run.preflight import preflight
+    from pipeline.run.stages.quantize import Quantize, in_words
+    from pipeline.show.display import Display
+
+    if out.is_dir():
+        raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
+    stage, places = Quantize(), Places(out.parent, images, out, out.with_name(f".{out.name}.training"))
+    job = preflight(chosen, choose_device(device), places, Display(quiet), [stage])
+    metrics = stage.run(job).metrics
+    stage.after(job, metrics)
+    job.display.say(in_words(metrics))
 
 
 def export(
-    teacher: TeacherNeeded,
     quantized: Annotated[Path, typer.Option(help="quantized.safetensors, made by `pipeline quantize`.")],
     out: Annotated[Path, typer.Option(help="Folder for the ONNX files.")],
+    teacher: Teacher = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
     mean: Mean = None,
@@ -144,21 +153,28 @@ def export(
     interpolation: Interpolation = None,
     class_map: ClassMap = None,
     uint8_input: Uint8Input = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Quantized weights in, ONNX files out."""
-    from pipeline.recipe.recipe import make_recipe
-    from pipeline.run.single import export_folder
+    flags = flags_of(
+        teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation, class_map=class_map, export={"uint8_input": uint8_input},
+    )  # fmt: skip
+
+    from pipeline.recipe.resolve import make_recipe
+
+    chosen = make_recipe(flags, recipe, overrides or (), "export")
+
+    from inversion.machine import choose_device
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
+    from pipeline.run.stages.export import Export
     from pipeline.show.display import Display
 
-    flags: dict[str, Any] = {"teacher": teacher, "bits": "w8a8", "checkpoint": text_of(checkpoint)}
-    flags |= {
-        "checkpoint_key": checkpoint_key,
-        "class_map": text_of(class_map),
-        "export": {"uint8_input": bool(uint8_input)},
-    }
-    flags |= given_input(mean, std, crop, interpolation)
-    export_folder(make_recipe(flags), quantized, out, Display(quiet))
+    stage, places = Export(), replace(Places.run(out), quantized=quantized)
+    stage.run(preflight(chosen, choose_device("cpu"), places, Display(quiet), [stage]))
 
 
 def engine(
@@ -171,8 +187,8 @@ def engine(
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
     from export.edge.build import build_engines
-    from export.edge.engine import choose_backend
     from export.edge.kernels import sentences
+    from export.edge.registry import choose_backend
 
     archs, batches = parse_archs(arch), parse_batches(batch)
     require_precision(precision)
@@ -204,6 +220,7 @@ def validate(
     keep: Annotated[bool, typer.Option("--keep", help="These pictures and gates become the run's own.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     junit: Annotated[Path | None, typer.Option(help="The gates as JUnit XML; a run folder has its own too.")] = None,
+    device: Device = "auto",
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -221,30 +238,38 @@ def validate(
         raise InputError(f"--keep writes into a run folder, {str(target)!r} is a file: leave it out.")
     if target.is_file() and teacher is None:
         raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
+    pictures = flags_of(val_data=val_data, class_map=class_map, image_column=image_column, label_column=label_column)
+    named = flags_of(
+        teacher=teacher, checkpoint=checkpoint, bits=bits, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
+        interpolation=interpolation,
+    )  # fmt: skip
     if not target.is_file():
         from pipeline.record.manifest import load_manifest
 
         load_manifest(target)
-        if teacher or checkpoint or bits or checkpoint_key or given_input(mean, std, crop, interpolation):
+        if named:
             raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
-    from pipeline.recipe.recipe import PictureSource, make_recipe
-    from pipeline.run.single import validate_file, validate_run
+    from pipeline.recipe.resolve import make_recipe
+
+    stale = [path for path in (json, junit) if path]
+    chosen = make_recipe({"bits": "w8a8", **named, **pictures}, None, overrides or (), "validate") if named else None
+
+    from inversion.machine import choose_device
+    from pipeline.recipe.recipe import PictureSource
+    from pipeline.record.manifest import to_json
+    from pipeline.run.judging import validate_file, validate_run
     from pipeline.show.display import Display
     from pipeline.show.report import write_junit
 
-    display = Display(quiet)
-    stale = [path for path in (json, junit) if path]
-    source = PictureSource(text_of(val_data), text_of(class_map), image_column, label_column)
-    if target.is_file():
-        flags = {"teacher": teacher, "checkpoint": text_of(checkpoint), "bits": bits or "w8a8", **asdict(source)}
-        flags |= {"checkpoint_key": checkpoint_key, **given_input(mean, std, crop, interpolation)}
-        manifest = validate_file(make_recipe(flags, None, overrides or ()), target, display, stale)
+    display, place = Display(quiet), choose_device(device)
+    if chosen:
+        manifest = validate_file(chosen, target, place, display, stale)
     else:
-        manifest = validate_run(target, source, overrides or (), display, keep, stale)
+        manifest = validate_run(target, PictureSource(**pictures), overrides or (), place, display, keep, stale)
     if json:
-        json.write_text(dumps(manifest["validation"], indent=2) + "\n")
+        json.write_text(dumps(to_json(manifest.verdict), indent=2) + "\n")
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)
-    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+    raise typer.Exit(0 if manifest.verdict.passed else 1)

@@ -18,9 +18,9 @@ from calib.damage import (
 )
 from calib.fidelity import Fidelity, kl_to_teacher
 from calib.layers import quantized_layers
-from calib.quantize import change_basis
+from calib.quantization import change_basis
 from calib.scheme import LayerBits, QuantScheme
-from calib.settings import Basis
+from calib.settings import Basis, Calibration
 from tests.small import small_teacher, sparse_images
 
 W3A8 = QuantScheme.parse("w3a8")
@@ -29,8 +29,8 @@ W3A8 = QuantScheme.parse("w3a8")
 @pytest.fixture(scope="module")
 def measured() -> tuple[Probe, tuple[LayerDamage, ...], object]:
     teacher = small_teacher()
-    shown, judge, many = judging_material(teacher, sparse_images(8), 64)
-    probe = Probe(teacher, W3A8, shown, judge)
+    shown, judge, many = judging_material(teacher, sparse_images(8), 64, Calibration())
+    probe = Probe(teacher, W3A8, shown, judge, Basis(), Calibration())
     return probe, probe.damage(judge), (judge, many)
 
 

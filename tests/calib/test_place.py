@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from calib.basis import Rotations, fold, rotate
 from calib.qat import train
-from calib.quantize import change_basis, quantizable, round_weights, set_ranges
+from calib.quantization import change_basis, quantizable, round_weights, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers, some_ranges
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from calib.fisher import DRAWS
 from calib.gptq import block_linears, round_model
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.saliency import GROUPS, token_saliency
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Basis, Calibration, Rounding, Training

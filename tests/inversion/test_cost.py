@@ -4,6 +4,7 @@ import dataclasses
 import re
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 import timm
@@ -275,6 +276,7 @@ MISPRINT = ("deit_small", "dmi")
 
 def stages_of(method: str) -> tuple[list[Stage], int]:
     """Stages and trajectories of one of Table A1's columns: 196 patches, T = 4000, 128 images an iteration."""
+    kind: Any
     kind, _, level = method.partition("_")
     v = int(level[1:]) if kind == "pri" else 1
     job = Inversion(kind, iterations=4000, division_factor=v, sparsity=int(level) if kind == "smi" else 76)

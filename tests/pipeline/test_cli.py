@@ -1,6 +1,7 @@
 """The command line: exact exit codes, one sentence on stderr, nothing left behind that looks finished."""
 
 import errno
+import importlib.metadata
 import pickle
 import shlex
 import socket
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inversion.teacher import DIGITS_WEIGHTS
-from pipeline.run import inverting
+from pipeline.run.stages import invert
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
@@ -78,7 +79,7 @@ REFUSALS = [
     (f"{BUILD} --class-map classes.txt", "class map 'classes.txt' needs pictures: add --val-data"),
     (f"{BUILD} --arch sm999", "unknown architecture 'sm999'"),
     (f'{BUILD} --arch ""', "unknown architecture ''"),
-    (f"{BUILD} --set engine.backend=onnx", "unknown backend 'onnx'"),
+    (f"{BUILD} --set engine.backend=onnx", "unknown engine.backend 'onnx'"),
     (f"{BUILD} --effort huge", "unknown effort 'huge': take one of quick, standard, paper"),
     (f"{BUILD} --from nowhere", "unknown stage 'nowhere' in --from: take one of invert"),
     (f"{BUILD} --force --from invert", "--force"),
@@ -99,7 +100,7 @@ REFUSALS = [
     ("validate broken_run", "'broken_run' holds no manifest.json of schema 1"),
     ("report empty", "'empty' holds no manifest.json of schema 1"),
     ("report broken_run", "'broken_run' holds no manifest.json of schema 1"),
-    ("invert --teacher digits_vit --method gan --out images", "unknown method 'gan'"),
+    ("invert --teacher digits_vit --method gan --out images", "unknown inversion.method 'gan'"),
     ("invert --teacher digits_vit --out in_the_way", "run folder 'in_the_way' is not writable"),
     (
         "quantize --teacher digits_vit --bits w4a8 --out q.safetensors --images empty",
@@ -128,7 +129,7 @@ def test_what_cannot_be_done_is_refused(
         raise AssertionError("work began")
 
     if line.startswith("build"):
-        monkeypatch.setattr(inverting, "invert", work)
+        monkeypatch.setattr(invert, "invert", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
     assert run(line) == 2
     out, err = capfd.readouterr()
@@ -221,7 +222,7 @@ def test_any_other_failure_is_one_sentence_too(
     def fails(*_: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("pipeline.recipe.recipe.make_recipe", fails)
+    monkeypatch.setattr("pipeline.recipe.resolve.make_recipe", fails)
     assert run(BUILD) == code
     err = capfd.readouterr().err
     assert err.startswith("error: ")
@@ -249,6 +250,18 @@ def test_debug_shows_the_traceback() -> None:
         told = _process(MAIN, line).stderr
         assert told.startswith("Traceback")
         assert "inversion.errors.InputError: bits 'w3q' are not understood" in told
+
+
+def test_the_version_is_said_whatever_the_command_is_called() -> None:
+    """`pipeline --version`, `python -m pipeline --version`; both names of the command are one."""
+    scripts = importlib.metadata.distribution("patch-rebirth").entry_points.select(group="console_scripts")
+    assert {script.name: script.value for script in scripts} == dict.fromkeys(
+        ("pipeline", "patch-rebirth"), "pipeline.cli:main"
+    )
+    said = f"patch-rebirth {importlib.metadata.version('patch-rebirth')}\n"
+    assert _process(MAIN, "--version").stdout == said
+    module = [sys.executable, "-m", "pipeline", "--version"]
+    assert subprocess.run(module, capture_output=True, text=True, check=True).stdout == said
 
 
 def test_help_is_light_and_lists_every_verb() -> None:

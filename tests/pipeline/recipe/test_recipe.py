@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,9 @@ import pytest
 
 from calib.scheme import QuantScheme
 from inversion.errors import InputError
-from pipeline.recipe.recipe import (
-    EFFORTS,
-    PRESETS,
-    SECTIONS,
-    Recipe,
-    Scheme,
-    make_distillation,
-    make_inversion,
-    make_recipe,
-)
+from inversion.job import Inversion
+from pipeline.recipe.recipe import Recipe, Scheme
+from pipeline.recipe.resolve import EFFORTS, KEYS, READS, SECTIONS, make_recipe, preset, read_back, write_toml
 
 BASE = {"teacher": "deit_tiny", "bits": "w4a8"}
 
@@ -41,7 +36,7 @@ def test_a_preset_gives_its_numbers(effort: str) -> None:
     """Every number of a preset stands in the recipe; `standard` is the default."""
     recipe = make_recipe({**BASE, "effort": effort}).to_dict()
     assert recipe["effort"] == effort
-    for section, values in PRESETS[effort].items():
+    for section, values in preset(effort).items():
         assert recipe[section].items() >= values.items()
     assert make_recipe(BASE) == make_recipe({**BASE, "effort": "standard"})
 
@@ -57,7 +52,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     recipe = make_recipe(flags, file, ["inversion.images=44", "inversion.images=48"])
     assert (recipe.bits, recipe.effort, recipe.seed) == ("w4a8", "quick", 3)
     assert (recipe.inversion.images, recipe.inversion.iterations, recipe.inversion.batch) == (48, 50, 8)
-    assert recipe.inversion.tv_weight == PRESETS["quick"]["inversion"]["tv_weight"]
+    assert recipe.inversion.tv_weight == Inversion().tv_weight
     assert recipe.engine.arch == ("sm86",)
 
 
@@ -68,7 +63,7 @@ def test_an_effort_counts_wherever_it_stands(tmp_path: Path) -> None:
     standard = make_recipe({**BASE, "effort": "quick"}, file, ["effort=standard"])
     assert [r.effort for r in (paper, quick, standard)] == ["paper", "quick", "standard"]
     for recipe in (paper, quick, standard):
-        assert recipe.inversion.images == PRESETS[recipe.effort]["inversion"]["images"]
+        assert recipe.inversion.images == preset(recipe.effort).get("inversion", {}).get("images", Inversion().images)
 
 
 def test_the_built_in_teacher_brings_its_own_numbers() -> None:
@@ -108,8 +103,9 @@ OTHER = {
 
 
 def recipe_keys() -> list[str]:
-    recipe = make_recipe(BASE)
-    return [f"{section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(getattr(recipe, section))]
+    """Of the sections that a build reads."""
+    recipe, sections = make_recipe(BASE), [section for section in SECTIONS if section in READS["build"]]
+    return [f"{section}.{field.name}" for section in sections for field in dataclasses.fields(getattr(recipe, section))]
 
 
 def values(key: str) -> tuple[object, object]:
@@ -152,7 +148,7 @@ def test_a_recipe_survives_the_manifest() -> None:
     """What `to_dict` gives, through JSON, makes the same recipe again."""
     overrides = ["engine.arch=['sm75']", "validation.max_kl=1", 'scheme.layers={"head"="w8a8", "*"="w6a8"}']
     recipe = make_recipe({**BASE, "effort": "paper", "seed": 5}, None, overrides)
-    assert make_recipe(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert read_back(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -242,11 +238,60 @@ def test_limits_follow_the_bits_and_give_way() -> None:
         assert tight["max_drop"] < loose["max_drop"]
 
 
-def test_a_teacher_that_needs_another_rate_gets_it_everywhere() -> None:
-    """By `build`, `invert` and `distill` alike, unless an override says otherwise."""
-    needed = make_recipe({**BASE, "teacher": "digits_vit"}).inversion.learning_rate
-    assert needed != make_recipe({**BASE, "teacher": "deit_tiny"}).inversion.learning_rate
-    assert make_inversion("digits_vit", {"batch": 8}).learning_rate == needed
-    assert make_inversion("deit_tiny", {"batch": 8}).learning_rate != needed
-    assert make_inversion("digits_vit", {"batch": 8}, ["inversion.learning_rate=0.5"]).learning_rate == 0.5
-    assert make_distillation("digits_vit", {"batch": 8}, 2, {})[0].learning_rate == needed
+@pytest.mark.parametrize("verb", ["build", "invert", "distill"])
+def test_a_teacher_that_needs_another_rate_gets_it_everywhere(verb: str) -> None:
+    """By every verb that inverts, unless an override says otherwise."""
+
+    def rate(teacher: str, *overrides: str) -> float:
+        bits = {"bits": "w4a8"} if verb == "build" else {}
+        return make_recipe({"teacher": teacher, **bits}, None, overrides, verb).inversion.learning_rate
+
+    assert rate("digits_vit") != rate("deit_tiny")
+    assert rate("digits_vit", "inversion.learning_rate=0.5") == 0.5
+
+
+ANY_VALUE = {
+    "teacher": "'digits_vit'", "bits": "'w8a8'", "checkpoint": "'a.pth'", "checkpoint_key": "'model'", "seed": "3",
+    "effort": "'quick'", "threads": "2", "val_data": "'a'", "class_map": "'a'", "image_column": "'a'",
+    "label_column": "'a'", "input": "crop=0.5", "scheme": "attention='int8'", "inversion": "iterations=5",
+    "basis": "updates=7", "calibration": "leaves=5", "rounding": "damping=0.5", "training": "updates=5",
+    "distillation": "momentum=0.5", "export": "uint8_input=true", "engine": "arch=['sm75']",
+    "validation": "pictures=100",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("verb", READS)
+def test_a_verb_reads_a_key_or_refuses_it(verb: str, key: str) -> None:
+    """No flag and no override passes in silence: it changes the recipe of the verb, or is refused by its name."""
+    needed = {name: value for name, value in BASE.items() if name in READS[verb] and name != key}
+    override = f"{key}.{ANY_VALUE[key]}" if key in SECTIONS else f"{key}={ANY_VALUE[key]}"
+    if key in READS[verb]:
+        others = dict(BASE) if key in BASE else needed
+        before = make_recipe({name: value for name, value in others.items() if name in READS[verb]}, None, (), verb)
+        assert getattr(make_recipe(needed, None, [override], verb), key) != getattr(before, key)
+    else:
+        with pytest.raises(InputError, match=f"^`pipeline {verb}` does not read '{key}': leave it out; it is read by "):
+            make_recipe(needed, None, [override], verb)
+
+
+def test_one_file_serves_every_verb(tmp_path: Path) -> None:
+    """What a run writes down, any verb takes: keys that it does not read stand there for the others."""
+    whole = make_recipe({**BASE, "effort": "quick", "seed": 5}, None, ["calibration.leaves=7", "inversion.images=8"])
+    file = toml(tmp_path / "recipe.toml", write_toml(whole))
+    assert make_recipe({}, file) == whole
+    for verb in READS:
+        found = make_recipe({}, file, (), verb)
+        assert (found.teacher, found.calibration.leaves, found.inversion.images) == ("deit_tiny", 7, 8)
+
+
+@pytest.mark.parametrize("name", [*EFFORTS, "distill"])
+def test_a_preset_says_what_it_costs_and_only_what_differs(name: str) -> None:
+    """Its header has cost, result and command, and no value of it is the default."""
+    text = files("pipeline.recipe").joinpath("presets", f"{name}.toml").read_text()
+    for word in ("Cost", "Result", "Command"):
+        assert re.search(rf"^# {word} +\S", text, re.M)
+    plain = Recipe("deit_tiny", "w4a8")
+    for section, chosen in preset(name).items():
+        for key, value in chosen.items():
+            assert value != getattr(getattr(plain, section), key), f"{section}.{key}"

@@ -9,10 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inversion.teacher import load_teacher
-from pipeline.recipe.recipe import STAGES, make_recipe
+from pipeline.recipe.resolve import make_recipe
 from pipeline.record import versions
-from pipeline.run import stages
-from pipeline.run.folder import RunFolder, StageResult
+from pipeline.record.manifest import TeacherRecord
+from pipeline.run.build import NAMES, STAGES, run_stage
+from pipeline.run.folder import RunFolder
+from pipeline.run.job import Job, Places
+from pipeline.run.stage import Stage, StageResult
 from pipeline.show.display import Display
 from tests.pipeline.recipe.test_recipe import BASE, as_toml, recipe_keys, values
 
@@ -28,39 +31,39 @@ LIBRARIES = {
 }  # fmt: skip
 
 
-class Rehearsal(stages.Build):
-    """A build whose stages write the hash of what they were told, and nothing is computed."""
+class Pretended(Stage):
+    """A stage that writes the hash of what it was told, and computes nothing."""
 
-    ran: list[str]
+    def __init__(self, real: Stage, ran: list[str]) -> None:
+        self.real, self.ran = real, ran
+        self.name, self.version, self.libraries = real.name, real.version, real.libraries
 
-    def _stage(self, name: str, work: Any, **inputs: Any) -> dict[str, Any]:  # noqa: ARG002
-        def pretend() -> StageResult:
-            self.ran.append(name)
-            path = self.folder / f"{name}.bin"
-            path.write_bytes(hashlib.sha256(repr(sorted(inputs.items())).encode()).digest())
-            metrics: dict[str, Any] = {"warnings": [], "engines": [], "basis": {"left_out": []}}
-            return StageResult([path], metrics)
+    def reads(self, job: Job) -> dict[str, Any]:
+        return self.real.reads(job)
 
-        return super()._stage(name, pretend, **inputs)
+    def run(self, job: Job) -> StageResult:
+        self.ran.append(self.name)
+        path = job.places.folder / f"{self.name}.bin"
+        path.write_bytes(hashlib.sha256(self.name.encode()).digest())
+        return StageResult([path], {})
 
 
 def rehearse(folder: Path, overrides: tuple[str, ...] = ()) -> list[str]:
     """The stages that a build with `overrides` runs in `folder`."""
-    recipe = make_recipe(BASE, None, overrides)
+    recipe, ran = make_recipe(BASE, None, overrides), []
+    job = Job(recipe, load_teacher("digits_vit"), Places.run(folder), Display(quiet=True))
     with RunFolder(folder) as run:
-        build = Rehearsal(recipe, load_teacher("digits_vit"), None, "tensorrt_rtx", run, Display(quiet=True))
-        build.ran = []
-        build.run.begin(recipe.to_dict(), {"name": "digits_vit", "sha256": build.teacher.sha256})
-        for stage in (build.invert, build.quantize, build.export, build.engine, build.validate):
-            stage()
-    return build.ran
+        run.begin(recipe.to_dict(), TeacherRecord.of(job.teacher))
+        for stage in STAGES:
+            run_stage(Pretended(stage, ran), job, run)
+    return ran
 
 
 CHANGES = st.one_of(
     # the section `input` makes the teacher, which is the same in a rehearsal
     st.tuples(st.just("recipe"), st.sampled_from([key for key in recipe_keys() if not key.startswith("input.")])),
     st.tuples(st.just("library"), st.sampled_from(sorted(LIBRARIES))),
-    st.tuples(st.just("byte"), st.sampled_from(STAGES)),
+    st.tuples(st.just("byte"), st.sampled_from(NAMES)),
 )
 
 
@@ -71,18 +74,18 @@ def test_a_change_runs_what_it_touches_and_nothing_else(
 ) -> None:
     """One recipe value, one library's version, or one flipped byte of an output; twice the same runs nothing."""
     folder, (kind, what) = tmp_path_factory.mktemp("run"), change
-    assert rehearse(folder) == list(STAGES)
+    assert rehearse(folder) == list(NAMES)
     assert rehearse(folder) == []
     overrides: tuple[str, ...] = ()
     with monkeypatch.context() as patch:
         if kind == "recipe":
             overrides = (f"{what}={as_toml(values(what)[1])}",)
-            expected = STAGES[STAGES.index(TOUCHES[what.partition(".")[0]]) :]
+            expected = NAMES[NAMES.index(TOUCHES[what.partition(".")[0]]) :]
         elif kind == "library":
             whole = versions.versions()
             patch.setattr(versions, "versions", lambda: whole | {what: "99.9"})
-            first = min((STAGES.index(name) for name in LIBRARIES[what]), default=len(STAGES))
-            expected = STAGES[first:]
+            first = min((NAMES.index(name) for name in LIBRARIES[what]), default=len(NAMES))
+            expected = NAMES[first:]
         else:
             path = folder / f"{what}.bin"
             path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
 from tests.shell import run
 
@@ -28,10 +29,12 @@ TINY = (
     "--set validation.pictures=100"
 )
 W4A8 = f"build --teacher digits_vit --bits w4a8 {TINY}"
+EXPORT_FLOAT = "pipeline.run.stages.export.export_float"
 STAGES = ["invert", "quantize", "export", "engine", "validate"]
 ENGINE = "engine.tensorrt_rtx.sm89.plan"
 FILES = {
-    "manifest.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors", "quantized.safetensors",
+    "manifest.json", "recipe.toml", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
+    "quantized.safetensors",
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
     "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
 }  # fmt: skip
@@ -96,7 +99,14 @@ def test_manifest_is_whole_and_true(built: Path) -> None:
         for output in stage["outputs"]:
             data = (built / output["path"]).read_bytes()
             assert (output["bytes"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert outputs(built).keys() == FILES - {"manifest.json", "report.html", "junit.xml", "run.log", ".lock"}
+    assert outputs(built).keys() == FILES - {
+        "manifest.json",
+        "recipe.toml",
+        "report.html",
+        "junit.xml",
+        "run.log",
+        ".lock",
+    }
 
 
 def test_verdict_is_whole(built: Path) -> None:
@@ -237,9 +247,9 @@ def test_stages_run_again_on_demand(
     ran: list[str] = []
     stage = RunFolder.stage
 
-    def noted(folder: RunFolder, name: str, *rest: Any) -> dict[str, Any]:
+    def noted(folder: RunFolder, name: str, *rest: Any) -> StageRecord:
         record = stage(folder, name, *rest)
-        return ran.append(name) or record if not record["cached"] else record  # type: ignore[func-returns-value]
+        return ran.append(name) or record if not record.cached else record  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(RunFolder, "stage", noted)
     shards = {path: path.stat().st_mtime_ns for path in (copy / "images").iterdir()}
@@ -282,7 +292,7 @@ def test_interruption_leaves_no_verdict(copy: Path, monkeypatch: pytest.MonkeyPa
     def stopped(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "model.onnx")
 
-    monkeypatch.setattr("pipeline.run.stages.export_files", stopped)
+    monkeypatch.setattr("pipeline.run.stages.export.export_quantized", stopped)
     assert run(f"{W4A8} --set bits=w8a8 --out {copy} --arch sm89") == 3
     found = manifest(copy)
     assert found["validation"] is None
@@ -296,7 +306,7 @@ def test_interruption_leaves_no_verdict(copy: Path, monkeypatch: pytest.MonkeyPa
 def test_other_bits_run_quantization_and_all_after(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """8-bit weights from the same images: no INT4 file, no stale engine, larger integers."""
     # the float model does not depend on bits, and takes seconds
-    monkeypatch.setattr("pipeline.run.stages.export_float", lambda *_: None)
+    monkeypatch.setattr(EXPORT_FLOAT, lambda *_: None)
     assert run(f"{W4A8} --set bits=w8a8 --out {copy} --arch none") == 0
     assert cached(copy) == {name: name == "invert" for name in STAGES}
     assert files(copy) == FILES - {"model.int4.onnx", "model.tensorrt.onnx", ENGINE, f"{ENGINE}.json"}
@@ -429,7 +439,7 @@ def test_stages_by_themselves_work_together(
     """invert -> quantize -> export -> engine, each on the files of the one before; all exit codes 0."""
     monkeypatch.chdir(tmp_path)
     # takes seconds, and nothing follows from it
-    monkeypatch.setattr("pipeline.run.stages.export_float", lambda _model, _spec, path, _about, _uint8: path.touch())
+    monkeypatch.setattr(EXPORT_FLOAT, lambda _model, _spec, path, _about, _uint8: path.touch())
     teacher = "--teacher digits_vit --quiet"
     training = "--set training.updates=1 --set training.batch=4 --set calibration.method=max --set basis.updates=10"
     lines = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe.recipe import make_recipe
+from pipeline.recipe.resolve import make_recipe
 from tests.shell import run
 
 

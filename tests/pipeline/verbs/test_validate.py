@@ -22,8 +22,11 @@ from export.pixels import to_pixels
 from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher, load_teacher
 from pipeline.pictures.labels import known_labels
+from pipeline.recipe.resolve import make_recipe
 from pipeline.run.folder import file_sha256
-from pipeline.run.stages import export_files
+from pipeline.run.job import Job, Places
+from pipeline.run.stages.export import Export
+from pipeline.show.display import Display
 from tests.shell import run
 
 
@@ -39,11 +42,11 @@ def folder(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scheme = QuantScheme.parse("w8a8")
     views = dense_views(dead_leaves(teacher.spec, 8, 0), teacher.patch_size)
     student = insert_quantizers(teacher.model, scheme)
-    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"))
     learn_steps(student)
     freeze(student, teacher, scheme).save(made / "quantized.safetensors")
-    labels = known_labels(teacher, None, None)
-    export_files(teacher, made / "quantized.safetensors", made, labels, lambda *_: None, uint8_input=True)
+    recipe = make_recipe({"teacher": "digits_vit", "export": {"uint8_input": True}}, verb="export")
+    Export().run(Job(recipe, teacher, Places.run(made), Display(quiet=True)))
     return made
 
 

@@ -1,0 +1,64 @@
+"""Quantized weights in, ONNX files out."""
+
+from __future__ import annotations
+
+import json
+
+from calib.weights import QuantizedWeights
+from export.edge.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
+from export.graph import export_float, export_quantized, write_int4
+from export.qdq import qdq_module
+from inversion.publish import publish
+from pipeline.pictures.preprocess import preprocess_steps
+from pipeline.record.manifest import Facts
+from pipeline.run import reads
+from pipeline.run.folder import file_sha256
+from pipeline.run.job import Job
+from pipeline.run.preflight import require_same_teacher
+from pipeline.run.stage import Stage, StageResult
+
+
+class Export(Stage):
+    """`quantized.safetensors` -> model.onnx, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare
+    with, preprocess.json. All carry what is known of teacher, scheme, labels and preprocessing."""
+
+    name = "export"
+    version = 3
+    libraries = ("torch", "timm", "onnx", "onnxscript", "onnx_ir")
+
+    def reads(self, job: Job) -> Facts:
+        return {
+            "teacher": reads.of_teacher(job.teacher),
+            "name": job.teacher.name,
+            "picture": reads.of_pictures(job.teacher),
+            "labels": job.labels,
+            **reads.settings(job.recipe, "export"),
+        }
+
+    def run(self, job: Job) -> StageResult:
+        quantized, folder, uint8_input = job.places.quantized, job.places.folder, job.recipe.export.uint8_input
+        weights, spec = QuantizedWeights.load(quantized), job.teacher.spec
+        require_same_teacher(job.teacher, weights.teacher_sha256, quantized)
+        preprocess = preprocess_steps(spec, uint8_input)
+        about = {
+            "teacher": weights.teacher,
+            "teacher_sha256": weights.teacher_sha256,
+            "quantized_sha256": file_sha256(quantized),
+            "preprocess": json.dumps(preprocess),
+            **({"labels": json.dumps(list(job.labels))} if job.labels else {}),
+        }
+        model, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
+        with job.display.steps("export", 3) as advance:
+            module = qdq_module(job.teacher.model, weights)
+            export_quantized(module, spec, model, {**about, "scheme": str(weights.scheme)}, uint8_input)
+            advance(1, "")
+            export_float(job.teacher.model, spec, baseline, {**about, "scheme": "float32"}, uint8_input)
+            advance(2, "")
+            packed.unlink(missing_ok=True)
+            if four_bits := [name for name, bits in weights.layers.items() if bits.weight <= 4]:
+                write_int4(model, packed, four_bits)
+            steps = folder / "preprocess.json"
+            session = {"session_config": ALWAYS, "session_config_on_x86_without_vnni": WHERE_PRODUCTS_SATURATE}
+            publish(steps, json.dumps({**preprocess, "onnxruntime": session}, indent=1).encode())
+            advance(3, "")
+        return StageResult([model, baseline, *([packed] if four_bits else []), steps])

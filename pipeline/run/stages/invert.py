@@ -1,0 +1,100 @@
+"""Teacher in, shards of sparse synthetic images out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
+from inversion.errors import InputError
+from inversion.images import load_images
+from inversion.inverter import PROGRESS, invert_into, plan, settle
+from inversion.job import Inversion
+from inversion.machine import require_memory
+from inversion.teacher import Teacher
+from inversion.tensorfile import read_metadata
+from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
+from pipeline.run import reads
+from pipeline.run.job import Job
+from pipeline.run.stage import Stage, StageResult
+from pipeline.show.display import Display
+
+LEAST_TRAJECTORIES = 2
+"""Of a run: one learns, one judges."""
+
+
+class Invert(Stage):
+    """Teacher -> `images/shard-*.safetensors`, and what their re-birth looked like."""
+
+    name = "invert"
+    version = 3
+    libraries = ("torch", "timm")
+    unfinished = ("images/*.safetensors",)
+
+    def reads(self, job: Job) -> Facts:
+        return {
+            "teacher": reads.of_teacher(job.teacher),
+            "pixels": reads.of_pixels(job.teacher),
+            "threads": job.recipe.threads,
+            **reads.settings(job.recipe, "inversion"),
+        }
+
+    def check(self, job: Job) -> None:
+        plan(job.teacher, job.recipe.inversion)
+        device = job.teacher.device
+        require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
+
+    def run(self, job: Job) -> StageResult:
+        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display)
+        progress = job.places.images / PROGRESS
+        return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
+
+    def after(self, job: Job, metrics: Facts) -> None:
+        for sentence in metrics["warnings"]:
+            job.display.warn(sentence)
+
+
+def require_enough(recipe: Recipe) -> None:
+    """Raises `InputError` for an inversion that leaves nothing to judge by."""
+    if recipe.inversion.trajectories < LEAST_TRAJECTORIES:
+        raise InputError(
+            f"inversion.images={recipe.inversion.images} makes one trajectory and leaves none to judge by: take more."
+        )
+
+
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
+    """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
+    remark, job = "", settle(teacher, job)
+
+    def on_step(done: int, loss: float) -> None:
+        nonlocal remark
+        remark = f"loss {loss:.3f}" if loss == loss else remark
+        advance(done, remark)
+
+    with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
+        paths = invert_into(teacher, job, folder, on_step)
+    for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
+    """How many there are, how sure the teacher is of them by stage, and a sentence for whatever makes them poor."""
+    images = load_images(shards[0].parent)
+    confidence = target_confidence(teacher, images)
+    return {
+        "images": len(images),
+        "confidence": confidence_by_stage(confidence, images),
+        "warnings": [*warnings_of(teacher, images, confidence), *_retried(shards)],
+    }
+
+
+def _retried(shards: Sequence[Path]) -> list[str]:
+    """A sentence for each shard that did not come about at once."""
+    attempts = {path.name: int(read_metadata(path).get("attempt", "0")) for path in shards}
+    return [
+        f"{name} is attempt {attempt + 1}, from other noise: before that its loss stopped being finite."
+        for name, attempt in attempts.items()
+        if attempt
+    ]

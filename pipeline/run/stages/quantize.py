@@ -1,0 +1,95 @@
+"""Images in, quantized weights out: basis, ranges, rounding, training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from calib.fidelity import Fidelity
+from calib.layers import require_layers
+from calib.memory import require_training_memory
+from inversion.images import load_images, require_images_of
+from pipeline.record.manifest import Facts
+from pipeline.run import reads
+from pipeline.run.job import TRAINING, Job
+from pipeline.run.stage import Stage, StageResult
+
+if TYPE_CHECKING:
+    from calib.qat import Outcome
+    from calib.quantization import Quantized
+
+
+class Quantize(Stage):
+    """Shards -> `quantized.safetensors`."""
+
+    name = "quantize"
+    version = 6
+    libraries = ("torch", "timm", "modelopt")
+    unfinished = (TRAINING,)
+
+    def reads(self, job: Job) -> Facts:
+        return {
+            "teacher": reads.of_teacher(job.teacher),
+            "name": job.teacher.name,
+            "pixels": reads.of_pixels(job.teacher),
+            "threads": job.recipe.threads,
+            "scheme": reads.of_scheme(job.recipe),
+            **reads.settings(job.recipe, "basis", "calibration", "rounding", "training"),
+        }
+
+    def check(self, job: Job) -> None:
+        require_layers(job.teacher.model, job.recipe.quant_scheme())
+        require_training_memory(job.teacher.model, job.recipe.training)
+
+    def run(self, job: Job) -> StageResult:
+        from calib.quantization import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
+
+        recipe, places = job.recipe, job.places
+        images = load_images(places.images)
+        require_images_of(job.teacher, images, places.images)
+        with job.display.phases() as on_phase:
+            quantized = quantize(
+                job.teacher, images, recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding,
+                recipe.training, on_phase, places.training,
+            )  # fmt: skip
+        quantized.weights.save(places.quantized)
+        return StageResult([places.quantized], describe(quantized))
+
+    def after(self, job: Job, metrics: Facts) -> None:
+        for sentence in metrics["basis"]["left_out"]:
+            job.display.say(sentence)
+        job.places.training.unlink(missing_ok=True)
+
+
+def describe(quantized: Quantized) -> Facts:
+    """The basis, ranges tried and what training did, these on held-out synthetic images."""
+
+    def plain(fidelity: Fidelity) -> dict[str, float]:
+        return {"kl": round(fidelity.kl, 6), "agreement": round(fidelity.agreement, 4)}
+
+    training = quantized.training
+    return {
+        "basis": dataclasses.asdict(quantized.basis),
+        "range_method": quantized.method,
+        "ranges_tried": {name: plain(value) for name, value in quantized.tried.items()},
+        "calibrated": plain(training.calibrated),
+        "trained": plain(training.best),
+        "kept": _kept(training),
+        "best_update": training.best_update,
+        "history": [{"update": update, **plain(value)} for update, value in training.history],
+    }
+
+
+def _kept(training: Outcome) -> str:
+    if not training.best_update:
+        return "calibration alone: training did not help on held-out images"
+    return "training, moving average of the weights" if training.averaged else "training"
+
+
+def in_words(metrics: Facts) -> str:
+    """What came out, in one line."""
+    best = metrics["trained"]
+    return (
+        f"ranges {metrics['range_method']}; held-out synthetic KL {best['kl']:.4f}, "
+        f"agreement {100 * best['agreement']:.1f}%"
+    )

@@ -1,0 +1,91 @@
+"""A run's files in, a verdict out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calib.settings import JUDGES
+from calib.views import split_held_out
+from calib.weights import QuantizedWeights
+from export.edge.build import ENGINE_GRAPH
+from export.edge.runtime import require_provider
+from export.qdq import qdq_module
+from inversion.errors import InputError
+from inversion.images import load_images
+from pipeline.judge.answers import Pictures
+from pipeline.judge.validation import Files, Reference, proof_leaves, validate
+from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts, StageRecord, of_json, to_json
+from pipeline.record.proof import Engine, Verdict
+from pipeline.run import reads
+from pipeline.run.job import Job
+from pipeline.run.stage import Stage, StageResult
+
+
+class Validate(Stage):
+    """All files of a run -> the `validation` part of its manifest."""
+
+    name = "validate"
+    version = 3
+    libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
+
+    def reads(self, job: Job) -> Facts:
+        return {
+            "teacher": reads.of_teacher(job.teacher),
+            "picture": reads.of_pictures(job.teacher),
+            "pictures": job.pictures.fingerprint if job.pictures else None,
+            "machine": reads.machine(),
+            "seed": job.recipe.seed,
+            "scheme": reads.of_scheme(job.recipe),
+            **reads.settings(job.recipe, "validation", "engine", "calibration"),
+        }
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        require_provider(recipe.validation.provider)
+
+    def run(self, job: Job) -> StageResult:
+        recipe = job.recipe
+        _, held_out = split_held_out(load_images(job.places.images), recipe.calibration.held_out)
+        unseen = recipe.calibration.leaves + JUDGES
+        leaves = proof_leaves(job.teacher, recipe.validation.pictures, recipe.calibration.seed, unseen)
+        synthetic = [Pictures.of("mosaics", held_out.mosaics()), leaves]
+        weights = QuantizedWeights.load(job.places.quantized)
+        reference = Reference(weights, qdq_module(job.teacher.model, weights))
+        limits = recipe.validation.limits(recipe.quant_scheme())
+        total = sum(pictures.count for pictures in synthetic) + (len(job.pictures) if job.pictures else 0)
+        with job.display.steps("validation", total) as advance:
+            verdict = validate(job.teacher, files(job), reference, synthetic, job.pictures, limits, advance)
+        return StageResult([], to_json(verdict))
+
+    def after(self, job: Job, metrics: Facts) -> None:
+        for sentence in metrics["warnings"]:
+            job.display.warn(sentence)
+
+
+def verdict_of(job: Job) -> Verdict:
+    """What the finished stage found; `InputError` where its record was damaged since."""
+    if (verdict := of_json(Verdict, job.made[Validate.name].metrics)) is None:
+        folder = str(job.places.folder)
+        raise InputError(
+            f"the verdict in {folder!r} is not as a build writes it: judge again with `pipeline validate`."
+        )
+    return verdict
+
+
+def engines_of(record: StageRecord, folder: Path) -> tuple[Engine, ...]:
+    """What the finished engine stage made; `InputError` where the record of it was damaged since."""
+    engines = of_json(tuple[Engine, ...], record.metrics.get("engines"))
+    made = {output.path for output in record.outputs}
+    if engines is None or any(engine.path not in made for engine in engines):
+        raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
+    return engines
+
+
+def files(job: Job) -> Files:
+    """What is judged; ONNX Runtime's CPU kernels know no bfloat16."""
+    folder = job.places.folder
+    graph = folder / ENGINE_GRAPH
+    runs = graph.exists() and job.recipe.engine.precision != "bfloat16"
+    engines = [(folder / engine.path, engine) for engine in engines_of(job.made["engine"], folder)]
+    model, float32 = (folder / name for name in ("model.onnx", "model.fp32.onnx"))
+    return Files(model, float32, graph if runs else None, engines, job.recipe.validation.provider)
