@@ -156,8 +156,9 @@ def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
     if not {"method", "iterations", "division_factor", "sparsity"} <= told.keys():
         return {}
     iterations, v, sparsity = (int(told[name]) for name in ("iterations", "division_factor", "sparsity"))
-    prune_at = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
-    job = Inversion(told["method"], iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
+    method: Any = told["method"]
+    prune_at: Any = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
+    job = Inversion(method, iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
     stages = schedule(job, teacher.num_patches)
     shape, trajectories = Geometry.of(teacher.model), len(images.trajectory.unique())
     flops = sum(stage.iterations * iteration_flops(shape, stage.active, lean=True).total for stage in stages)
@@ -184,7 +185,7 @@ def measure(
 ) -> tuple[dict[str, Any], PerPicture]:
     """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
     # SMI's images tile no mosaic: as mosaics, most of each would be grey
-    views = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
+    views: Any = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
     crops = views != "sparse"
     tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
     rate = tuned.learning_rate

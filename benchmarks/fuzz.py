@@ -79,7 +79,25 @@ from pipeline.record.proof import (
 from pipeline.run.build import NAMES
 
 SLOWEST_S = 10
-ODD = (0, -1, 1, 2**31, 2**63, -(2**63), 1e308, float("nan"), "", "x" * 300, "../..", "\x00", None, True, [], {}, [[]])
+ODD: tuple[Any, ...] = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63),
+    1e308,
+    float("nan"),
+    "",
+    "x" * 300,
+    "../..",
+    "\x00",
+    None,
+    True,
+    [],
+    {},
+    [[]],
+)
 """Values that a field did not expect."""
 TEXT = """build invert quantize sensitivity distill export engine validate report gallery reproduce doctor bench
 inversion --teacher digits_vit deit_tiny resnet50 --bits w4a8 w1a8 w99a99 --effort quick --set inversion.images=1e9 a=b

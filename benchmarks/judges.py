@@ -44,7 +44,7 @@ FIRST_UNSEEN = 100_000
 class Run:
     """What one training sees and moves."""
 
-    views: str
+    views: Any
     parts: str
     rate: float
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 from image_quality import Exam, add_json_argument, open_pictures, save, split, standard_error
 from recording import add_teacher_arguments
@@ -43,6 +44,7 @@ def main() -> None:
     exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     scheme, nearest = QuantScheme.parse(args.bits), Rounding(method="nearest")
     rows = []
+    views: Any
     for method, views in CHOICES:
         calibration = Calibration(method=method, views=views, leaves=args.leaves)
         result = quantize(teacher, images, scheme, Basis(method=args.basis), calibration, nearest, Training(updates=0))

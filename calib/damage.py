@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.fidelity import Fidelity, fidelity
@@ -25,6 +24,7 @@ from calib.settings import JUDGES, Basis, Calibration
 from calib.views import Views, dense_views
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
+from inversion.plainvit import PlainViT
 from inversion.progress import Progress, quiet
 from inversion.teacher import Teacher
 
@@ -146,7 +146,7 @@ class Probe:
             quantizer.enable_quant()
         return tuple(found)
 
-    def model(self, raised: Collection[str]) -> VisionTransformer:
+    def model(self, raised: Collection[str]) -> PlainViT:
         """The whole model, with the weights of the layers `raised` at 8 bits; the next call changes it."""
         for name, layer in self.layers.items():
             bits, ranges = self.scheme.layer(name).weight, self._given
@@ -209,5 +209,5 @@ def mean_weight_bits(scheme: QuantScheme, damages: Collection[LayerDamage]) -> f
     return sum(layer.parameters * scheme.layer(layer.name).weight for layer in damages) / total
 
 
-def _weight_ranges(model: VisionTransformer) -> dict[str, Tensor]:
+def _weight_ranges(model: PlainViT) -> dict[str, Tensor]:
     return {name: layer.weight_quantizer.amax.clone() for name, layer in quantized_layers(model).items()}

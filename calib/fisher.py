@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 from inversion.sparse import sparse_forward
 
 DRAWS = 2
@@ -20,7 +20,7 @@ AT_ONCE = 8
 
 
 def answer_gradients(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     modules: Mapping[str, nn.Module],
     of: str,

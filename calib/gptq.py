@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.layers import quantized_layers
 from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import Module, PlainViT
 from inversion.progress import Progress, quiet
 
 DAMPING = 0.1
@@ -29,14 +29,14 @@ BLOCK = 128
 """Columns whose errors reach the columns behind them in one matrix product."""
 
 
-def block_linears(model: VisionTransformer) -> dict[str, Any]:
+def block_linears(model: PlainViT) -> dict[str, Any]:
     """The attention and MLP linears by timm name, in the order in which they run."""
     return {name: layer for name, layer in quantized_layers(model).items() if name.startswith("blocks.")}
 
 
 @torch.no_grad()
 def round_model(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
@@ -84,7 +84,7 @@ def round_model(
 
 
 def layer_hessians(
-    layer: nn.Linear, block: nn.Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
+    layer: nn.Linear, block: Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
 ) -> Tensor:
     """Sums of x x^T [G, in, in] (float64) over the inputs x that `layer` gets when `block` runs on `tokens` [B, T, D],
     for each group of outputs times what the token counts there, `saliency` [B, T, G]; without it one sum."""
@@ -171,14 +171,14 @@ class _SeenEnough(Exception):
     """Ends a forward pass that has shown what it was run for."""
 
 
-def _first_tokens(model: VisionTransformer, views: Views) -> list[Tensor]:
+def _first_tokens(model: PlainViT, views: Views) -> list[Tensor]:
     """What the first block gets, batch by batch [B, T, D]."""
     tokens: list[Tensor] = []
     _run_hooked(model.blocks[0], lambda _, inputs: tokens.append(inputs[0]), lambda: views.logits(model))
     return tokens
 
 
-def _run_hooked(module: nn.Module, see: Callable[[nn.Module, tuple[Any, ...]], None], run: Callable[[], Any]) -> None:
+def _run_hooked(module: Module, see: Callable[[nn.Module, tuple[Any, ...]], None], run: Callable[[], Any]) -> None:
     """`run()` while `see` gets the inputs of `module`."""
     hook = module.register_forward_pre_hook(see)
     try:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.basis import Rotations, centre, fold, rotate
@@ -33,6 +32,7 @@ from calib.weights import QuantizedWeights
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.machine import choose_precision
+from inversion.plainvit import PlainViT
 from inversion.progress import Progress, quiet
 from inversion.teacher import Teacher
 
@@ -114,12 +114,12 @@ def quantize(
 
 
 def change_basis(
-    model: VisionTransformer,
+    model: PlainViT,
     scheme: QuantScheme,
     basis: Basis,
     progress: Progress = quiet,
     known: Rotations | None = None,
-) -> tuple[VisionTransformer, Rebased, Rotations]:
+) -> tuple[PlainViT, Rebased, Rotations]:
     """A copy of `model` in the basis that `basis` asks for, what is to be said of it, and its rotations: those `known`
     from an earlier process, or found here."""
     bits = {name: scheme.layer(name).weight for name in quantized_layers(model)}
@@ -133,15 +133,15 @@ def change_basis(
     return rotated, Rebased(basis.method, left_out, before, rounding_error(rotated, bits)), rotations
 
 
-def quantizable(model: VisionTransformer, scheme: QuantScheme, views: Views) -> VisionTransformer:
+def quantizable(model: PlainViT, scheme: QuantScheme, views: Views) -> PlainViT:
     """A copy of `model` with quantizers; below 8 bits of activations, its norms' outputs are centred on `views`: of so
     few steps, none should be spent on a constant."""
     return insert_quantizers(centre(model, views) if scheme.activation_bits < 8 else model, scheme)
 
 
 def set_ranges(
-    student: VisionTransformer,
-    model: VisionTransformer,
+    student: PlainViT,
+    model: PlainViT,
     views: Views,
     held_out: Views,
     calibration: Calibration,
@@ -182,8 +182,8 @@ def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -
 
 
 def round_weights(
-    student: VisionTransformer,
-    model: VisionTransformer,
+    student: PlainViT,
+    model: PlainViT,
     scheme: QuantScheme,
     views: Views,
     rounding: Rounding,
@@ -205,7 +205,7 @@ def round_weights(
 
 
 @contextmanager
-def float_weights(student: VisionTransformer) -> Iterator[None]:
+def float_weights(student: PlainViT) -> Iterator[None]:
     """Weight quantizers pause, so that nothing but activations tells the ranges apart."""
     quantizers = [layer.weight_quantizer for layer in quantized_layers(student).values()]
     for quantizer in quantizers:

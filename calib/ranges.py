@@ -15,7 +15,6 @@ import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
@@ -27,6 +26,7 @@ from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 from inversion.progress import Progress, quiet
 
 Quantizers = dict[str, TensorQuantizer]
@@ -41,7 +41,7 @@ SMALLEST_RANGE = 1e-30
 """Inputs that are all but 0 would get a step below float32's normal numbers, and be divided by 0."""
 
 
-def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTransformer:
+def insert_quantizers(model: PlainViT, scheme: QuantScheme) -> PlainViT:
     """A copy of `model` with ModelOpt quantizers on the inputs and weights of all linears and, where `scheme` asks
     for it, on the inputs of attention's products.
 
@@ -74,7 +74,7 @@ def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTr
     return quantized
 
 
-def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
+def input_quantizers(model: PlainViT) -> dict[str, TensorQuantizer]:
     """The activation quantizers that the scheme asks for: those of inputs by the layer's name, those of attention's
     products as `blocks.0.attn.q`."""
     named = {name: getattr(module, "input_quantizer", None) for name, module in model.named_modules()}
@@ -82,7 +82,7 @@ def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
     return {name: quantizer for name, quantizer in named.items() if quantizer is not None and quantizer.is_enabled}
 
 
-def some_ranges(model: VisionTransformer) -> None:
+def some_ranges(model: PlainViT) -> None:
     """Give every activation quantizer a range of 1, in a model whose ranges are to be loaded."""
     for quantizer in input_quantizers(model).values():
         quantizer.amax = torch.tensor(1.0, device=model.pos_embed.device)
@@ -90,8 +90,8 @@ def some_ranges(model: VisionTransformer) -> None:
 
 
 def calibrate(
-    model: VisionTransformer,
-    teacher: VisionTransformer,
+    model: PlainViT,
+    teacher: PlainViT,
     images: Views,
     held_out: Views,
     settings: Calibration,
@@ -123,7 +123,7 @@ def calibrate(
     return best, tried
 
 
-def fisher_ranges(model: VisionTransformer, images: Views, seed: int = 0, progress: Progress = quiet) -> None:
+def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, progress: Progress = quiet) -> None:
     """For each activation quantizer by itself, the share of its widest range that moves the answers least; `model` is
     float but for its quantizers, which are off meanwhile.
 
@@ -170,7 +170,7 @@ def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bounds: tu
 
 
 @torch.inference_mode()
-def _largest_inputs(model: VisionTransformer, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
+def _largest_inputs(model: PlainViT, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
     """The largest absolute value that each quantizer is given."""
     largest = {name: torch.tensor(SMALLEST_RANGE, device=model.pos_embed.device) for name in quantizers}
 
@@ -227,8 +227,8 @@ def _set_range(quantizer: TensorQuantizer, method: str, device: torch.device) ->
         amax = edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
-    else:
-        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)  # ModelOpt 0.47 makes edges on the CPU
+    else:  # ModelOpt 0.47 makes edges on the CPU
+        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)
     quantizer.amax = torch.as_tensor(amax, dtype=torch.float32, device=device).clamp(min=SMALLEST_RANGE)
 
 

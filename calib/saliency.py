@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from calib.fisher import answer_gradients, images_of
 from calib.views import Views
+from inversion.plainvit import PlainViT
 from inversion.progress import Progress, quiet
 
 GROUPS = 6
@@ -18,7 +18,7 @@ GROUPS = 6
 
 
 def token_saliency(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     layers: Mapping[str, nn.Module],
     seed: int = 0,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from inversion.augment import draw_offsets, pixels_of, shift_positions, shifted_pixels
 from inversion.job import Inversion
+from inversion.plainvit import PlainViT
 from inversion.sparse import classify_lean, embed_linear, importance
 from inversion.teacher import Teacher
 from inversion.terms import Terms, low_pass, soft_targets
@@ -34,7 +34,7 @@ class Loop:
     def __init__(
         self,
         teacher: Teacher,
-        model: VisionTransformer,
+        model: PlainViT,
         job: Inversion,
         labels: Tensor,
         generator: Generator,

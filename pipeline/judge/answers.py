@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.edge.compare import Comparison, compare
 from export.edge.runtime import Array, Runtime, answer
 from export.pixels import from_pixels, to_pixels
+from inversion.plainvit import Module
 from inversion.teacher import InputSpec
 from pipeline.pictures.valdata import ValData
 
@@ -103,7 +104,7 @@ class Judge:
         return Answers(logits, said, targets if self.pictures.labelled else None)
 
 
-def of_module(module: nn.Module, device: torch.device) -> Model:
+def of_module(module: Module, device: torch.device) -> Model:
     """The model of a torch module that stands on `device`."""
 
     def model(images: Tensor) -> Tensor:

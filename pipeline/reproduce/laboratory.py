@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.distillation.student import Student
@@ -20,6 +19,7 @@ from calib.settings import Distillation
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.job import Inversion
+from inversion.plainvit import PlainViT
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
 from pipeline.judge.answers import Judge
@@ -147,13 +147,11 @@ def features(teacher: Teacher, images: SparseImages) -> Tensor:
     return _each(teacher, images, lambda model, patches, kept: _before_head(model, embed(model, patches, kept)))
 
 
-def _before_head(model: VisionTransformer, tokens: Tensor) -> Tensor:
+def _before_head(model: PlainViT, tokens: Tensor) -> Tensor:
     return model.forward_head(model.norm(model.blocks(tokens)), pre_logits=True)
 
 
-def _each(
-    teacher: Teacher, images: SparseImages, look: Callable[[VisionTransformer, Tensor, Tensor], Tensor]
-) -> Tensor:
+def _each(teacher: Teacher, images: SparseImages, look: Callable[[PlainViT, Tensor, Tensor], Tensor]) -> Tensor:
     found: list[Tensor] = []
     order: list[Tensor] = []
     for rows in images.by_count():

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_training_keeps_the_best(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_steps_are_positive_at_every_check(teacher: Teacher, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_positive_at_every_check(teacher: Teacher, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the rate, no step is ever 0 or less."""
     least: list[float] = []
 
@@ -106,7 +107,7 @@ def test_patience_ends_the_training(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("listener", [(), (lambda *_: None,)])
-def test_a_loss_that_is_not_finite_stops(teacher: Teacher, listener: tuple[Progress, ...]) -> None:
+def test_a_loss_that_is_not_finite_stops(teacher: Teacher, listener: tuple[Any, ...]) -> None:
     """The error names the update and the rate, whether or not anybody listens to progress."""
     student = calibrated(teacher)
     student.blocks[0].norm1.weight.data[0] = torch.nan
@@ -115,7 +116,7 @@ def test_a_loss_that_is_not_finite_stops(teacher: Teacher, listener: tuple[Progr
 
 
 @pytest.mark.parametrize(("kind", "crops"), [("mosaic", False), ("mixed", True), ("leaves", True), ("sparse", False)])
-def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, kind: str, crops: bool) -> None:
+def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, kind: Any, crops: bool) -> None:
     """The same seed gives the same file, whatever the caller's random state; another seed takes another way."""
     files, ways = [], []
     for number, seed in enumerate((0, 0, 1)):
@@ -140,13 +141,13 @@ def test_interrupted_training_ends_with_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stopped: int,
-    optimizer: str,
+    optimizer: Any,
     ema: float,
     kind: str,
 ) -> None:
     """Stopped in any update and called again, training goes on: the same file, the same history, no range set anew."""
     save_always(monkeypatch)
-    shown = {"views": kind, "crops": kind == "mixed"}
+    shown: dict[str, Any] = {"views": kind, "crops": kind == "mixed"}
     settings = replace(SHORT, optimizer=optimizer, ema=ema, learning_rate=1e-5, patience=9, **shown)
     whole, path = result(teacher, settings), tmp_path / "training.safetensors"
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 import timm
@@ -145,7 +146,7 @@ def test_the_theorem_counts_the_blocks_multiply_adds(name: str) -> None:
 def test_impossible_sizes_are_refused(make: object, message: str) -> None:
     """One sentence names the value and the limit."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        make()  # type: ignore[operator]
+        make()
 
 
 # ---------------------------------------------------------------- formula and counter
@@ -158,7 +159,7 @@ class WideHeads(Attention):
         super().__init__(dim, num_heads, attn_head_dim=24, **options)
 
 
-DIGITS = Geometry.of(digits_vit())
+DIGITS: Geometry = Geometry.of(digits_vit())
 FAMILIES: dict[str, dict[str, object]] = {
     "distilled": {"cls": VisionTransformerDistilled},
     "registers": {"reg_tokens": 3},
@@ -275,6 +276,7 @@ MISPRINT = ("deit_small", "dmi")
 
 def stages_of(method: str) -> tuple[list[Stage], int]:
     """Stages and trajectories of one of Table A1's columns: 196 patches, T = 4000, 128 images an iteration."""
+    kind: Any
     kind, _, level = method.partition("_")
     v = int(level[1:]) if kind == "pri" else 1
     job = Inversion(kind, iterations=4000, division_factor=v, sparsity=int(level) if kind == "smi" else 76)

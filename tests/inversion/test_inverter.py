@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_detached_patches_stop_moving() -> None:
     assert len(states_of_all) == 12
     for row in range(len(images)):
         kept, stage = images.kept[row].long(), int(images.stage[row])
-        states = [state[images.trajectory[row].item(), kept] for state in states_of_all]
+        states = [state[int(images.trajectory[row]), kept] for state in states_of_all]
         point = stage * 3  # iterations before this image left
         assert all(torch.equal(state, images.patches[row]) for state in states[point:])
         assert all(not torch.equal(one, other) for one, other in pairwise(states[:point]))
@@ -201,7 +202,7 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
     job = Inversion(images=3 * v, batch=3 * v, iterations=6, division_factor=v, tv_weight=0.03, precision="float32")
     images, states = record(monkeypatch, teacher, job)
     labels, final = images.labels[::v].long(), images.kept[images.stage == v].long()
-    pixels, first, second = states[0].clone(), 0, 0
+    pixels, first, second = states[0].clone(), torch.zeros(()), torch.zeros(())
     for done in range(1, 7):
         kept = torch.arange(16).expand(3, -1) if done <= 6 // v else final
         pixels.requires_grad_()
@@ -320,7 +321,7 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
         {"prior_weight": 0.1, "prior": "resnet18"},
     ],
 )
-def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, object]) -> None:
+def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, Any]) -> None:
     """Whatever changes a shard's bytes changes its metadata."""
     float32 = torch.float32
     assert shard_metadata(teacher, replace(QUICK, **change), 0, float32) != shard_metadata(teacher, QUICK, 0, float32)
@@ -405,7 +406,7 @@ def test_written_shards_hold_what_was_inverted(teacher: Teacher, tmp_path: Path)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_is_recorded(teacher: Teacher, precision: str) -> None:
+def test_precision_is_recorded(teacher: Teacher, precision: Any) -> None:
     """A shard names the number format of its matrix products, and its pixels stay float32 until they are stored."""
     images = invert_shard(teacher, replace(QUICK, precision=precision), 0)
     assert images.metadata["dtype"] == precision
@@ -460,7 +461,7 @@ def test_out_of_memory_only_slows_down(teacher: Teacher, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("selection", "first"), [("top", range(4)), ("low", None), ("random", None)])
-def test_selection_decides_what_leaves(teacher: Teacher, selection: str, first: range | None) -> None:
+def test_selection_decides_what_leaves(teacher: Teacher, selection: Any, first: range | None) -> None:
     """`top` detaches the picture's first rows; every strategy tiles the grid, and no two agree."""
     job = replace(METHODS["pri"], selection=selection)
     images, attentive = invert_shard(teacher, job, 0), made("pri")

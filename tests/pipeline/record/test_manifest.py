@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def today() -> Manifest:
     return manifest
 
 
-def changed(path: list[str | int], value: object) -> bytes:
+def changed(path: Sequence[str | int], value: object) -> bytes:
     """The manifest of `TODAY` with one value changed."""
     whole = json.loads(TODAY.read_bytes())
     place = whole
@@ -63,7 +64,12 @@ def test_the_schema_takes_a_manifest_and_refuses_none() -> None:
     schema = Draft202012Validator(json.loads(JSON_SCHEMA.read_text()))
     schema.validate(json.loads(TODAY.read_bytes()))
     schema.validate(json.loads(changed(["validation", "new"], 1)))
-    for place, value in ((["schema"], 2), (["validation", "gates", 0], {}), (["teacher", "sha256"], None)):
+    places: list[tuple[list[str | int], object]] = [
+        (["schema"], 2),
+        (["validation", "gates", 0], {}),
+        (["teacher", "sha256"], None),
+    ]
+    for place, value in places:
         assert list(schema.iter_errors(json.loads(changed(place, value))))
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods are enough to see that a table is filled as it should be."""
     some = {name: METHODS[name] for name in ("smi_76", "pri_v4")}
-    for module in ("distillation", "quantization"):
+    for module in ("students", "quantized"):
         monkeypatch.setattr(f"pipeline.reproduce.{module}.METHODS", some)
 
 

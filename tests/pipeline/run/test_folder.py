@@ -101,7 +101,8 @@ def test_a_damaged_output_is_made_again(damage: str, tmp_path: Path) -> None:
 def test_other_inputs_run_the_stage_again(tmp_path: Path) -> None:
     """A changed recipe slice, stage version or consumed digest changes the digest."""
     work = Work(tmp_path)
-    for runs, inputs in enumerate([{"version": 1}, {"version": 2}, {"version": 2, "images": "x"}], start=1):
+    told: list[dict[str, Any]] = [{"version": 1}, {"version": 2}, {"version": 2, "images": "x"}]
+    for runs, inputs in enumerate(told, start=1):
         once(tmp_path, work, inputs)
         assert work.runs == runs
     assert len(stored(tmp_path)["stages"]) == 1

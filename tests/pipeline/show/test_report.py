@@ -4,6 +4,7 @@ import dataclasses
 import io
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -29,7 +30,7 @@ from pipeline.show.display import Display, result_rows
 from pipeline.show.report import write_junit, write_report
 
 
-def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: float) -> Fidelity:
+def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: Any) -> Fidelity:
     return Fidelity(n, agreement, (0.5, 1.0), kl, (0.0, None), None, 1.0, **more)
 
 
