@@ -23,6 +23,7 @@ from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.inverter import Inverter
 from inversion.job import Inversion
+from inversion.progress import Progress
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
@@ -268,6 +269,6 @@ def learning_curve(curves: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def advance_of(advance: Any) -> Any:
-    """Inversion tells (iterations, loss); a bar takes (steps, words)."""
-    return lambda done, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")
+def advance_of(advance: Any) -> Progress:
+    """Inversion tells its iterations and loss; a bar takes (steps, words)."""
+    return lambda _what, done, _total, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")
