@@ -139,7 +139,7 @@ class Bench:
     @cached_property
     def exam(self) -> Exam:
         pictures = split(open_pictures(self.args, self.teacher.spec), self.args.limit, 0)[0]
-        return Exam.of(self.teacher, pictures)
+        return Exam(self.teacher, pictures)
 
     @cached_property
     def moments(self) -> Moments:

@@ -80,7 +80,7 @@ def main() -> None:
     recipe = make_recipe({"teacher": args.teacher, "bits": args.bits, "effort": args.effort})
     runs = [Run.parse(text, recipe.training.learning_rate) for text in args.run]
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     show, held_out = material(teacher, images, recipe.calibration)
     scheme = recipe.quant_scheme()
     model, *_ = change_basis(teacher.model, scheme, recipe.basis)

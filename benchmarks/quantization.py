@@ -42,7 +42,7 @@ def main() -> None:
     # all of them before any work: a wrong key of the last setting is told at once
     recipes = {setting: recipe(args, setting) for setting in args.setting}
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     rows, found = [], {}
     for setting, chosen in recipes.items():
         row, found[setting] = measure(teacher, images, chosen, exam)

@@ -41,7 +41,7 @@ def main() -> None:
     add_json_argument(parser)
     args = parser.parse_args()
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     scheme, nearest = QuantScheme.parse(args.bits), Rounding(method="nearest")
     rows = []
     views: Any

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from export.graph import integer_weights
 from export.parity import LayerParity, layer_parity
 from inversion.leaves import dead_leaves
 from inversion.teacher import Teacher
-from pipeline.judge.answers import AT_ONCE, Pictures, against_module, first, judge, mistaken, together
+from pipeline.judge.answers import AT_ONCE, Judge, Model, Pictures, first, mistaken, of_runtime, together
 from pipeline.pictures.valdata import ValData
 from pipeline.record.gates import FLOAT, GRAPH, ONNX, Limits, Measured, gates_of, warnings
 from pipeline.record.proof import (
@@ -81,11 +82,6 @@ def proof_leaves(teacher: Teacher, count: int, seed: int, first_number: int) -> 
     return Pictures(LEAVES, count, batches)
 
 
-def labelled(val_data: ValData) -> Pictures:
-    """The real pictures."""
-    return Pictures("real", len(val_data), lambda: val_data.batches(AT_ONCE), labelled=True)
-
-
 def validate(
     teacher: Teacher,
     files: Files,
@@ -108,11 +104,15 @@ def validate(
             runtimes[GRAPH] = stack.enter_context(open_runtime(files.engine_graph))
         executed = {path: stack.enter_context(open_engine(path)) for path, engine in files.engines if _is_here(engine)}
         runtimes |= {path.name: session for path, session in executed.items()}
-        found = _compared(teacher, runtimes, synthetic, val_data, advance)
+        models = {name: of_runtime(runtime, teacher.spec) for name, runtime in runtimes.items()}
+        kinds = [*synthetic, *([Pictures.real(val_data)] if val_data else [])]
+        if np.uint8 in onnx.dtypes.values():  # all files of a run take the same kind of input, and so does the teacher
+            kinds = [pictures.in_bytes(teacher.spec) for pictures in kinds]
+        found = _compared(teacher, models, kinds, advance)
         parity, layers = None, None
         if reference:
-            parity = against_module(onnx, reference.module, teacher, first(synthetic, MODULE_PICTURES))
-            shown = torch.cat(list(first(synthetic, PARITY_PICTURES)))
+            parity = Judge(reference.module, first(kinds, MODULE_PICTURES))(models[ONNX])
+            shown = torch.cat([images for images, _ in first(synthetic, PARITY_PICTURES).batches()])
             layers = layer_parity(files.quantized, reference.module, shown)
         engines = tuple(_answered_engine(path, engine, executed.get(path), found) for path, engine in files.engines)
         speed = _latency(files, onnx.batches[1])
@@ -163,27 +163,22 @@ class _Found:
         return [*warnings(kinds, real, self.synthetic[ONNX].n), *self.mistaken]
 
 
-def _compared(
-    teacher: Teacher,
-    runtimes: Mapping[str, Runtime],
-    synthetic: Sequence[Pictures],
-    val_data: ValData | None,
-    advance: Advance,
-) -> _Found:
-    done, answers = 0, []
+def _compared(teacher: Teacher, models: Mapping[str, Model], kinds: Sequence[Pictures], advance: Advance) -> _Found:
+    """All `models` on all pictures; those with labels are the real ones."""
+    done, answers = 0, {}
 
     def on_picture(now: int) -> None:
         advance(done + now, "")
 
-    for pictures in (*synthetic, *([labelled(val_data)] if val_data else [])):
-        answers.append(judge(teacher, runtimes, pictures, on_picture))
+    for pictures in kinds:
+        answers[pictures.kind] = Judge(teacher.logits, pictures).answers(models, on_picture)
         done += pictures.count
-    of_real = answers.pop() if val_data else None
+    real = next((answers.pop(pictures.kind) for pictures in kinds if pictures.labelled), None)
     return _Found(
-        together(answers).comparisons(),
-        {pictures.kind: one.comparisons() for pictures, one in zip(synthetic, answers, strict=True)},
-        of_real.comparisons() if of_real else None,
-        mistaken(of_real) if of_real else [],
+        together(list(answers.values())).comparisons(),
+        {kind: one.comparisons() for kind, one in answers.items()},
+        real.comparisons() if real else None,
+        mistaken(real) if real else [],
     )
 
 

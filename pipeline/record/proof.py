@@ -176,7 +176,7 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine in the run folder: its file name and its `export.edge.engine.EngineSpec`."""
+    """An engine in the run folder: its file name and its `export.edge.engine_spec.EngineSpec`."""
 
     path: str
     backend: str

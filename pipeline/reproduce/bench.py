@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from rich.table import Table
@@ -17,14 +17,23 @@ from torch.utils._pytree import tree_leaves
 from inversion.cost import Geometry, mean_iteration_flops
 from inversion.errors import InputError
 from inversion.inverter import Inverter
-from inversion.job import Inversion
+from inversion.job import Inversion, Method, Precision
 from inversion.loop import GRAPH_WARM_UP, Loop
 from inversion.schedule import Stage
 from inversion.teacher import Teacher
 from pipeline.record.versions import versions
 from pipeline.reproduce.paper import efficiency
 
-METHODS: dict[str, dict[str, Any]] = {
+
+class Chosen(TypedDict, total=False):
+    """What a method sets of its inversion."""
+
+    method: Required[Method]
+    sparsity: int
+    division_factor: int
+
+
+METHODS: dict[str, Chosen] = {
     "dmi": {"method": "dmi"},
     "smi_50": {"method": "smi", "sparsity": 50},
     "smi_76": {"method": "smi", "sparsity": 76},
@@ -40,6 +49,45 @@ UPDATES = {"cpu": (1, 3), "cuda": (GRAPH_WARM_UP + 2, 50)}
 """Updates that warm up, and that are timed, a stage and round."""
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 Advance = Callable[[int, str], None]
+
+
+class StageRow(TypedDict):
+    """A stage of an inversion: patches that are active, its iterations, and what one takes."""
+
+    active: int
+    iterations: int
+    ms: float
+
+
+class Row(TypedDict):
+    """A method: medians over rounds; the paper's figures where it has this teacher."""
+
+    name: str
+    iterations_per_s: float
+    spread: float
+    speedup_over_dmi: float
+    trajectories: int
+    images: int
+    flops_per_iteration: float
+    flops_per_s: float
+    share_of_matmul_rate: float
+    peak_bytes: int
+    stages: list[StageRow]
+    paper_iterations_per_s: float | None
+    paper_speedup_over_dmi: float | None
+
+
+class Bench(TypedDict):
+    """What was measured, and where."""
+
+    teacher: dict[str, str]
+    device: str
+    versions: dict[str, str | None]
+    precision: str
+    images: int
+    rounds: int
+    matmul_flops_per_s: float
+    rows: list[Row]
 
 
 @dataclass
@@ -68,7 +116,7 @@ def measure_inversion(
     rounds: int = 3,
     precision: str = "auto",
     advance: Advance | None = None,
-) -> dict[str, Any]:
+) -> Bench:
     """Rows of METHODS, each yielding `batch` images a run (PRI inverts batch / v trajectories).
 
     Every round times all methods in turn, so that what else the machine does falls on all of them. A row gives the
@@ -99,7 +147,7 @@ def measure_inversion(
     }
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def results_table(results: Bench) -> Table:
     """What `measure_inversion` returns, for a terminal."""
     titles = ("method", "it/s", "spread", "x DMI", "GFLOP/it", "of matmul rate", "peak MB", "paper it/s", "paper x DMI")
     about = f"{results['images']} images an iteration, {results['precision']}, {results['device']}"
@@ -165,13 +213,13 @@ class PeakMemory(TorchDispatchMode):
         self.live -= size
 
 
-def _job(batch: int, precision: str, chosen: dict[str, Any]) -> Inversion:
+def _job(batch: int, precision: str, chosen: Chosen) -> Inversion:
     v = chosen.get("division_factor", 1)
     if batch < v:
         raise InputError(f"--batch {batch} is less than one trajectory's {v} images: take at least 7.")
     images = batch // v * v
-    values = {"images": images, "batch": images, "iterations": ITERATIONS, "precision": precision, **chosen}
-    return Inversion(**values)
+    asked = cast(Precision, precision)  # of another an inversion is refused when it is made
+    return Inversion(images=images, batch=images, iterations=ITERATIONS, precision=asked, **chosen)
 
 
 def _measure(row: Measured, inverter: Inverter, first: bool) -> None:
@@ -218,7 +266,7 @@ def _peak_bytes(inverter: Inverter) -> int:
     return weights + memory.peak
 
 
-def _row(row: Measured, dense: Measured, teacher: str, rate: float) -> dict[str, Any]:
+def _row(row: Measured, dense: Measured, teacher: str, rate: float) -> Row:
     each = row.iterations_per_s()
     median = statistics.median(each)
     paper = efficiency(teacher)

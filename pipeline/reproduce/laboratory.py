@@ -22,13 +22,14 @@ from inversion.job import Inversion
 from inversion.plainvit import PlainViT
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
+from pipeline.judge.answers import Judge
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.resolve import inversion_of
 from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
-from pipeline.run.distilling import Job, Judge, Source, distill
+from pipeline.run.distilling import Figures, Job, Source, distill, real_judge
 from pipeline.run.stages.invert import invert_with_bar
 from pipeline.show.display import Display
 
@@ -55,16 +56,16 @@ class Laboratory:
         """Raises `InputError` without real pictures: asked for before anything is inverted."""
         if self.val_data is None:
             raise InputError("real pictures judge this experiment: add --val-data.")
-        return Judge(self.teacher, self.val_data)
+        return real_judge(self.teacher, self.val_data)
 
     @cached_property
     def teacher_top1(self) -> float:
         """Percent of the real pictures."""
-        found = self.judge(Student(self.teacher.model, self.teacher.spec, "teacher"))
+        found = self.judge(self.teacher.logits)
         assert found.top1 is not None
         return 100 * found.top1
 
-    def about(self, scale: str, student: str) -> dict[str, Any]:
+    def about(self, scale: str, student: str) -> dict[str, object]:
         """What a record says of how it came about."""
         return {
             "teacher": dataclasses.asdict(TeacherRecord.of(self.teacher)),
@@ -109,7 +110,7 @@ class Laboratory:
         images.save(folder / "shard-00000.safetensors")
         return folder
 
-    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, dict[str, Any]]:
+    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, Figures]:
         """The student after learning from `source`, and the figures of that; finished ones are read from `out`."""
         student, scale = self.fresh_student(seed), self.scale
         settings = Distillation(learning_rate=scale.learning_rate, clip_norm=scale.clip_norm, seed=seed)

@@ -129,7 +129,7 @@ def test_what_cannot_be_done_is_refused(
         raise AssertionError("work began")
 
     if line.startswith("build"):
-        monkeypatch.setattr(invert, "invert", work)
+        monkeypatch.setattr(invert, "invert_into", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
     assert run(line) == 2
     out, err = capfd.readouterr()

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from export.edge.compare import Comparison
 from inversion.errors import InputError
 from pipeline.record.manifest import (
+    JSON_SCHEMA,
     MANIFEST,
     Manifest,
+    json_schema,
     load_finished,
     load_manifest,
     of_json,
@@ -47,6 +50,22 @@ def changed(path: list[str | int], value: object) -> bytes:
 def test_what_is_written_is_what_was_read() -> None:
     """Byte for byte: every key, in its order, every number as it was."""
     assert write_manifest(today()) == TODAY.read_bytes()
+
+
+def test_the_schema_is_what_the_types_say() -> None:
+    """The file in the package is made from the types; `python -m pipeline.record.manifest` makes it again."""
+    assert json.loads(JSON_SCHEMA.read_text()) == json_schema()
+    Draft202012Validator.check_schema(json_schema())
+
+
+def test_the_schema_takes_a_manifest_and_refuses_none() -> None:
+    """A real one is valid, with keys of a later version too; a missing key or another type is not."""
+    schema = Draft202012Validator(json.loads(JSON_SCHEMA.read_text()))
+    schema.validate(json.loads(TODAY.read_bytes()))
+    schema.validate(json.loads(changed(["validation", "new"], 1)))
+    places: list[list[str | int]] = [["schema"], ["validation", "gates", 0], ["teacher", "sha256"]]
+    for place, value in zip(places, (2, {}, None), strict=True):
+        assert list(schema.iter_errors(json.loads(changed(place, value))))
 
 
 def test_values_are_attributes() -> None:
