@@ -227,8 +227,8 @@ def _set_range(quantizer: TensorQuantizer, method: str, device: torch.device) ->
         amax = edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
-    else:  # ModelOpt 0.47 makes edges on the CPU
-        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)
+    else:
+        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)  # ModelOpt 0.47 makes edges on the CPU
     quantizer.amax = torch.as_tensor(amax, dtype=torch.float32, device=device).clamp(min=SMALLEST_RANGE)
 
 

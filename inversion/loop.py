@@ -1,4 +1,10 @@
-"""A batch of trajectories under optimisation: Eq. 1 and Adam on the pixels of the patches that are still active."""
+"""A batch of trajectories under optimisation: Eq. 1 and Adam on the pixels of the patches that are still active.
+
+What it costs: DeiT-Tiny, 128 images a batch in bfloat16, on 2 cores of an AMD EPYC with torch 2.14.1 (median of n = 3
+rounds): PRI v = 4 makes 2.07 iterations/s, so 300 iterations take 2.4 minutes; v = 7 makes 4.00, SMI at 76% 1.14, DMI
+0.32. That is 34% to 51% of what the same cores give in one large matrix product, at 193 to 593 MB.
+Record: benchmarks/records/2026-11-23_inversion_deit_tiny.json.
+"""
 
 from __future__ import annotations
 

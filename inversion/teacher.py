@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from inversion.checkpoint import first_line, read_weights, weights_file, weights_sha256
-from inversion.config import CONFIG, Config, GivenInput, read_config
+from inversion.config import CONFIG, Config, GivenInput, Interpolation, read_config
 from inversion.errors import InputError, MachineError
 from inversion.names import as_timm
 from inversion.plainvit import PATCH_EMBED, PlainViT
@@ -45,6 +46,10 @@ class InputSpec:
 
     `size` is (height, width) in pixels; `mean` and `std` are per channel, for pixels in 0..1; `crop` is the
     share of the resized picture's side that the centre crop keeps.
+
+        >>> from inversion import InputSpec
+        >>> InputSpec((32, 32), (0.5,), (0.25,), "bicubic", 1.0, 10).pixel_bounds()
+        (tensor([-2.]), tensor([2.]))
     """
 
     size: tuple[int, int]
@@ -70,6 +75,11 @@ class Teacher:
 
     `sha256` covers names, types, shapes and bytes of the weights, so it does not depend on the file's format.
     `labels` are the classes' names where a config.json says them; `notes` what was assumed or left out, in sentences.
+
+        >>> from inversion import load_teacher
+        >>> teacher = load_teacher("digits_vit")
+        >>> teacher.name, teacher.grid, teacher.spec.num_classes
+        ('digits_vit', (8, 8), 10)
     """
 
     model: PlainViT
@@ -78,6 +88,40 @@ class Teacher:
     sha256: str
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        name: str | None = None,
+        *,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        crop: float | None = None,
+        interpolation: Interpolation | None = None,
+    ) -> Teacher:
+        """A teacher of a live timm plain ViT: a frozen float32 copy where `model` is, which is left as it was.
+
+        How pictures enter it follows `model.pretrained_cfg`, unless it is given here (`mean` and `std` for pixels in
+        0..1). Raises `InputError` for another kind of model, and where mean and std are not known.
+
+            >>> import timm
+            >>> from inversion import Teacher
+            >>> live = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64)
+            >>> Teacher.from_model(live).spec.size
+            (64, 64)
+        """
+        given = GivenInput(tuple(mean), tuple(std), crop, interpolation)
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        name = name or cfg.get("architecture") or type(model).__name__
+        require_plain_vit(model, name)
+        if missing := sorted({"mean", "std"} - cfg.keys() - given.settings().keys()):
+            told = " and ".join(missing)
+            raise InputError(f"teacher {name!r} does not say its {told}: give them for pixels in 0..1, as in (0.5,).")
+        copied: PlainViT = copy.deepcopy(model).float()
+        size = (copied.patch_embed.proj.in_channels, *copied.patch_embed.img_size)
+        copied.pretrained_cfg = {"input_size": size, **cfg}
+        return _freeze(name, copied, str(copied.pos_embed.device), given)
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -120,6 +164,10 @@ def load_teacher(
 
     Raises `InputError` for a name, architecture or checkpoint that cannot be used, `MachineError` where
     pretrained weights cannot be fetched.
+
+        >>> from inversion import load_teacher
+        >>> load_teacher("deit_tiny", random_weights=True).num_patches
+        196
     """
     given = given or GivenInput()
     if checkpoint_key is not None and checkpoint is None and not name.startswith(LOCAL_DIR):

@@ -23,7 +23,7 @@ from calib.layers import require_layers
 from calib.scheme import QuantScheme
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
-from inversion.plainvit import PlainViT
+from inversion.plainvit import Module
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from pipeline.judge.answers import Judge, Model, Pictures, of_module
@@ -159,7 +159,7 @@ def _describe(
     probe: Probe, damages: tuple[LayerDamage, ...], max_drop: float, given: Fidelity, mixed: Mixed,
     val_data: ValData | None, pictures: int,
 ) -> MixedRow:  # fmt: skip
-    def answers(model: PlainViT) -> Model:
+    def answers(model: Module) -> Model:
         return of_module(model, device)
 
     device = next(probe.teacher.parameters()).device

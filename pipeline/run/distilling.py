@@ -22,6 +22,7 @@ from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.inverter import Inverter
 from inversion.job import Inversion
+from inversion.progress import Progress
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
@@ -292,6 +293,6 @@ def _height(point: Point, real: bool) -> float | None:
     return 100 * point["top1"] if "top1" in point else None
 
 
-def advance_of(advance: Any) -> Any:
-    """Inversion tells (iterations, loss); a bar takes (steps, words)."""
-    return lambda done, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")
+def advance_of(advance: Any) -> Progress:
+    """Inversion tells its iterations and loss; a bar takes (steps, words)."""
+    return lambda _what, done, _total, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")

@@ -387,13 +387,13 @@ def test_lost_progress_comes_back(teacher: Teacher, tmp_path: Path, damage: Call
 def test_progress_counts_the_whole_job(teacher: Teacher, tmp_path: Path) -> None:
     """Iterations done rise to shards x T, and the loss is a number wherever something was computed."""
     calls: list[tuple[int, float]] = []
-    invert_into(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    invert_into(teacher, QUICK, tmp_path, lambda _, done, __, loss: calls.append((done, loss)))
     done = [count for count, _ in calls]
     assert done == sorted(done)
     assert done[-1] == 3 * 4
     assert sum(math.isfinite(loss) for _, loss in calls) == 3
     calls.clear()
-    invert_into(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    invert_into(teacher, QUICK, tmp_path, lambda _, done, __, loss: calls.append((done, loss)))
     assert [count for count, _ in calls] == [4, 8, 12]
 
 

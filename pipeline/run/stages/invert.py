@@ -67,13 +67,13 @@ def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Dis
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
     remark, job = "", settle(teacher, job)
 
-    def on_step(done: int, loss: float) -> None:
+    def progress(_what: str, done: int, _total: int, loss: float) -> None:
         nonlocal remark
         remark = f"loss {loss:.3f}" if loss == loss else remark
         advance(done, remark)
 
     with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert_into(teacher, job, folder, on_step)
+        paths = invert_into(teacher, job, folder, progress)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths

@@ -159,7 +159,7 @@ def test_streamed_batches_leave_nothing_unless_asked(teacher: Teacher, tmp_path:
     assert torch.equal(first.kept, dropped.kept.to(first.kept.dtype))
     torch.testing.assert_close(first.patches, dropped.patches, rtol=1e-3, atol=2e-3)  # stored as float16
     seen: list[int] = []
-    kept.batch(2, lambda done, _: seen.append(done))
+    kept.batch(2, lambda _what, done, *_: seen.append(done))
     assert seen == []
 
 

@@ -64,12 +64,8 @@ def test_the_schema_takes_a_manifest_and_refuses_none() -> None:
     schema = Draft202012Validator(json.loads(JSON_SCHEMA.read_text()))
     schema.validate(json.loads(TODAY.read_bytes()))
     schema.validate(json.loads(changed(["validation", "new"], 1)))
-    places: list[tuple[list[str | int], object]] = [
-        (["schema"], 2),
-        (["validation", "gates", 0], {}),
-        (["teacher", "sha256"], None),
-    ]
-    for place, value in places:
+    places: list[list[str | int]] = [["schema"], ["validation", "gates", 0], ["teacher", "sha256"]]
+    for place, value in zip(places, (2, {}, None), strict=True):
         assert list(schema.iter_errors(json.loads(changed(place, value))))
 
 
