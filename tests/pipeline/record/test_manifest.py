@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def today() -> Manifest:
     return manifest
 
 
-def changed(path: list[str | int], value: object) -> bytes:
+def changed(path: Sequence[str | int], value: object) -> bytes:
     """The manifest of `TODAY` with one value changed."""
     whole = json.loads(TODAY.read_bytes())
     place = whole
