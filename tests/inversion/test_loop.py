@@ -137,6 +137,4 @@ def test_the_header_says_what_the_record_says() -> None:
     speed = {row["name"]: f"{row['iterations_per_s']:.2f}" for row in told["rows"]}
     assert all(speed[name] in said for name in ("dmi", "smi_76", "pri_v4", "pri_v7"))
     assert f"300 iterations take {300 / float(speed['pri_v4']) / 60:.1f} minutes" in said
-    assert (told["versions"]["torch"] in said, f"n = {told['rounds']}" in said, told["precision"] in said) == (
-        True,
-    ) * 3
+    assert all(part in said for part in (told["versions"]["torch"], f"n = {told['rounds']}", told["precision"]))
