@@ -8,6 +8,7 @@ A model is whatever takes images and gives logits: a torch module, and by `of_ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from export.edge.compare import Comparison, compare
 from export.edge.runtime import Array, Runtime, answer
 from export.pixels import from_pixels, to_pixels
 from inversion.plainvit import Module
+from inversion.progress import Progress, quiet
 from inversion.teacher import InputSpec
 from pipeline.pictures.valdata import ValData
 
@@ -85,8 +87,8 @@ class Judge:
         return self.answers({"": model}).comparisons()[""]
 
     @torch.inference_mode()
-    def answers(self, models: Mapping[str, Model], on_picture: Callable[[int], None] | None = None) -> Answers:
-        """What the teacher and each model say, by name; `on_picture` is told how many pictures are done."""
+    def answers(self, models: Mapping[str, Model], progress: Progress = quiet) -> Answers:
+        """What the teacher and each model say, by name."""
         found: dict[str, list[Array]] = {name: [] for name in models}
         theirs, labels, done = [], [], 0
         for images, target in self.pictures.batches():
@@ -96,8 +98,7 @@ class Judge:
                 theirs.append(_array(self.teacher(images)))
                 labels.append(target.numpy())
             done += len(images)
-            if on_picture:
-                on_picture(done)
+            progress(self.pictures.kind, done, self.pictures.count, math.nan)
         self._known = self._known or (np.concatenate(theirs), np.concatenate(labels))
         logits, targets = self._known
         said = {name: np.concatenate(parts) for name, parts in found.items()}

@@ -96,12 +96,12 @@ def sensitivity(
     require_images_of(teacher, found, images)
     out.mkdir(parents=True, exist_ok=True)
     shown, judge, many = judging_material(teacher, found, PICTURES, recipe.calibration)
-    with display.phases() as on_phase:
-        probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, on_phase)
-        damages = probe.damage(judge, on_phase)
+    with display.progress() as progress:
+        probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, progress)
+        damages = probe.damage(judge, progress)
         mixed = None
         if max_drop is not None:
-            measured = mixed_scheme(probe, damages, many, max_drop, on_phase)
+            measured = mixed_scheme(probe, damages, many, max_drop, progress)
             mixed = _describe(probe, damages, max_drop, *measured, val_data, len(many))
             publish(out / "recipe.toml", _recipe(measured[1]).encode())
     results: Sensitivity = {

@@ -22,6 +22,7 @@ from export.edge.runtime import Runtime, open_engine, open_runtime
 from export.graph import integer_weights
 from export.parity import LayerParity, layer_parity
 from inversion.leaves import dead_leaves
+from inversion.progress import Progress
 from inversion.teacher import Teacher
 from pipeline.judge.answers import AT_ONCE, Judge, Model, Pictures, first, mistaken, of_runtime, together
 from pipeline.pictures.valdata import ValData
@@ -41,7 +42,6 @@ from pipeline.record.proof import (
     Times,
     Verdict,
 )
-from pipeline.show.display import Advance
 
 LATENCY_BATCHES = (1, 8)
 LATENCY_SECONDS = 8.0
@@ -89,7 +89,7 @@ def validate(
     synthetic: Sequence[Pictures],
     val_data: ValData | None,
     limits: Limits,
-    advance: Advance,
+    progress: Progress,
 ) -> Verdict:
     """All files against the teacher, and the gates.
 
@@ -108,7 +108,7 @@ def validate(
         kinds = [*synthetic, *([Pictures.real(val_data)] if val_data else [])]
         if np.uint8 in onnx.dtypes.values():  # all files of a run take the same kind of input, and so does the teacher
             kinds = [pictures.in_bytes(teacher.spec) for pictures in kinds]
-        found = _compared(teacher, models, kinds, advance)
+        found = _compared(teacher, models, kinds, progress)
         parity, layers = None, None
         if reference:
             parity = Judge(reference.module, first(kinds, MODULE_PICTURES))(models[ONNX])
@@ -163,15 +163,15 @@ class _Found:
         return [*warnings(kinds, real, self.synthetic[ONNX].n), *self.mistaken]
 
 
-def _compared(teacher: Teacher, models: Mapping[str, Model], kinds: Sequence[Pictures], advance: Advance) -> _Found:
+def _compared(teacher: Teacher, models: Mapping[str, Model], kinds: Sequence[Pictures], progress: Progress) -> _Found:
     """All `models` on all pictures; those with labels are the real ones."""
-    done, answers = 0, {}
+    done, total, answers = 0, sum(pictures.count for pictures in kinds), {}
 
-    def on_picture(now: int) -> None:
-        advance(done + now, "")
+    def of_all(_kind: str, now: int, _count: int, value: float) -> None:
+        progress("validation", done + now, total, value)
 
     for pictures in kinds:
-        answers[pictures.kind] = Judge(teacher.logits, pictures).answers(models, on_picture)
+        answers[pictures.kind] = Judge(teacher.logits, pictures).answers(models, of_all)
         done += pictures.count
     real = next((answers.pop(pictures.kind) for pictures in kinds if pictures.labelled), None)
     return _Found(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict, cast
 
@@ -19,6 +19,7 @@ from inversion.errors import InputError
 from inversion.inverter import Inverter
 from inversion.job import Inversion, Method, Precision
 from inversion.loop import GRAPH_WARM_UP, Loop
+from inversion.progress import Progress, quiet
 from inversion.schedule import Stage
 from inversion.teacher import Teacher
 from pipeline.record.versions import versions
@@ -48,7 +49,6 @@ ITERATIONS = 4000
 UPDATES = {"cpu": (1, 3), "cuda": (GRAPH_WARM_UP + 2, 50)}
 """Updates that warm up, and that are timed, a stage and round."""
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
-Advance = Callable[[int, str], None]
 
 
 class StageRow(TypedDict):
@@ -115,7 +115,7 @@ def measure_inversion(
     batch: int = 128,
     rounds: int = 3,
     precision: str = "auto",
-    advance: Advance | None = None,
+    progress: Progress = quiet,
 ) -> Bench:
     """Rows of METHODS, each yielding `batch` images a run (PRI inverts batch / v trajectories).
 
@@ -132,8 +132,7 @@ def measure_inversion(
     for round_ in range(rounds):
         for number, row in enumerate(rows, start=1):
             _measure(row, inverters[row.name], first=round_ == 0)
-            if advance:
-                advance(round_ * len(rows) + number, row.name)
+            progress("bench", round_ * len(rows) + number, rounds * len(rows), math.nan)
     model = inverters["dmi"].model
     return {
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},

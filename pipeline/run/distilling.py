@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -22,7 +23,6 @@ from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
 from inversion.inverter import Inverter
 from inversion.job import Inversion
-from inversion.progress import Progress
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
@@ -181,14 +181,18 @@ class Run:
         iterations = self.job.source.inversion.iterations if self.job.source.inversion else 1
         if self.done == 0 and not self.curve:
             self.curve.append(self._point(None))
-        with self.display.steps("distillation", total * iterations) as advance:
+        with self.display.progress() as progress:
+
+            def inverted(_what: str, done: int, _total: int, _loss: float) -> None:
+                progress("distillation", done, total * iterations, math.nan)
+
             for number in range(self.done, total):
                 started = time.perf_counter()
-                images = self.batches.batch(number, advance_of(advance))
+                images = self.batches.batch(number, inverted)
                 kl = self.distiller.learn(images, number)
                 self.seconds += time.perf_counter() - started
                 self.done = number + 1
-                advance(self.done * iterations, f"KL {kl:.4f}")
+                progress("distillation", self.done * iterations, total * iterations, kl)
                 self._note(kl)
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     self._save()
@@ -291,8 +295,3 @@ def _height(point: Point, real: bool) -> float | None:
     if not real:
         return point["kl"]
     return 100 * point["top1"] if "top1" in point else None
-
-
-def advance_of(advance: Any) -> Progress:
-    """Inversion tells its iterations and loss; a bar takes (steps, words)."""
-    return lambda _what, done, _total, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")

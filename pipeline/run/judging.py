@@ -55,9 +55,8 @@ def validate_file(
             each.unlink(missing_ok=True)
         export_float(teacher.model, teacher.spec, float32, {}, uint8_input)
         files = Files(path, float32, provider=recipe.validation.provider)
-        total = leaves.count + (len(val_data) if val_data else 0)
-        with display.steps("validation", total) as advance:
-            verdict = validate(teacher, files, None, [leaves], val_data, limits, advance)
+        with display.progress() as progress:
+            verdict = validate(teacher, files, None, [leaves], val_data, limits, progress)
     for sentence in verdict.warnings:
         display.warn(sentence)
     about = TeacherRecord.of(teacher)

@@ -7,16 +7,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.edge.kernels import sentences
+from inversion.progress import Progress
 from pipeline.record.manifest import Manifest, StageRecord
 from pipeline.record.proof import Fidelity, Runtimes
 
-Advance = Callable[[int, str], None]
-"""Called with (steps done, a short remark such as the loss)."""
-OnPhase = Callable[[str, int, int, float], None]
+MEANT = {"basis": "rounding error", "inversion": "loss"}
+"""What the value of a progress is, where it is no KL."""
 
 
 class Display:
@@ -38,8 +39,26 @@ class Display:
             self.say(line)
 
     @contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` steps; where there is no terminal, a line at each quarter."""
+    def progress(self) -> Iterator[Progress]:
+        """A bar for each thing that is being done, from its first step on; where there is no terminal, a line at each
+        quarter. A value that is not told stays what it was."""
+        current = remark = ""
+        advance: Callable[[int, str], None] = _nothing
+        with ExitStack() as stack:
+
+            def told(what: str, done: int, total: int, value: float) -> None:
+                nonlocal current, remark, advance
+                if what != current:
+                    stack.close()
+                    current, remark, advance = what, "", stack.enter_context(self._bar(what, total))
+                if value == value:
+                    remark = f"{MEANT.get(what, 'KL')} {value:.4f}"
+                advance(done, remark)
+
+            yield told
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         if not self.progress_console.is_terminal:
             yield self._lines(title, total)
             return
@@ -47,28 +66,11 @@ class Display:
             TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self.progress_console) as progress:
-            task = progress.add_task(title, total=total, remark="")
-            yield lambda done, remark: progress.update(task, completed=done, remark=remark)
+        with Bars(*columns, console=self.progress_console) as bars:
+            task = bars.add_task(title, total=total, remark="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
 
-    @contextmanager
-    def phases(self) -> Iterator[OnPhase]:
-        """For work that tells (phase, steps done, steps, KL or error): a bar a phase, from its first step on."""
-        current = ""
-        advance: Advance
-        with ExitStack() as stack:
-
-            def on_phase(phase: str, done: int, total: int, value: float) -> None:
-                nonlocal current, advance
-                if phase != current:
-                    stack.close()
-                    current, advance = phase, stack.enter_context(self.steps(phase, total))
-                said = "rounding error" if phase == "basis" else "KL"
-                advance(done, f"{said} {value:.4f}" if value == value else "")
-
-            yield on_phase
-
-    def _lines(self, title: str, total: int) -> Advance:
+    def _lines(self, title: str, total: int) -> Callable[[int, str], None]:
         reached = 0
 
         def advance(done: int, remark: str) -> None:
@@ -150,3 +152,7 @@ def _fidelity(plain: Fidelity | None, quantized: Fidelity, kind: str) -> list[tu
         ),
         (f"KL, nats, {kind}", f"{plain.kl:.4f}" if plain else "", f"{quantized.kl:.4f}"),
     ]
+
+
+def _nothing(_done: int, _remark: str) -> None:
+    """Before the first step there is no bar."""

@@ -51,8 +51,8 @@ def gallery(run: Path, out: Path | None, display: Display, teacher: Teacher | No
     if teacher := teacher or _teacher_of(run, display):
         if teacher.sha256 != images.metadata["teacher_sha256"]:
             raise InputError(f"{str(run)!r} comes from another teacher than {teacher.name!r}: give its own checkpoint.")
-        with display.steps("confidence", len(images)) as advance:
-            sure = target_confidence(teacher, images, advance)
+        with display.progress() as progress:
+            sure = target_confidence(teacher, images, progress)
         figures["confidence.png"] = confidence_figure(images, sure)
     figures["stages.png"] = stages_sheet(images, sure)
     if images.stage.max() > 1:

@@ -265,14 +265,14 @@ def bench_inversion(
     named = make_recipe(flags, verb="bench")
 
     from inversion.machine import choose_device
-    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
+    from pipeline.reproduce.bench import measure_inversion, results_table
     from pipeline.run.preflight import teacher_of
     from pipeline.show.display import Display
 
     display = Display(quiet)
     loaded = teacher_of(named, choose_device(device), display, random_weights)
-    with display.steps("bench", rounds * len(METHODS)) as advance:
-        results = measure_inversion(loaded, batch, rounds, precision, advance)
+    with display.progress() as progress:
+        results = measure_inversion(loaded, batch, rounds, precision, progress)
     if json:
         json.write_text(dumps(results, indent=2) + "\n")
     display.table(results_table(results))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from export.edge.build import ENGINE_GRAPH, build_engines
 from export.edge.engine_spec import sidecar
@@ -34,11 +35,11 @@ class Engine(Stage):
         if job.backend is None:
             return StageResult([], {"engines": []})
         outputs, specs = [folder / ENGINE_GRAPH], []
-        with job.display.steps("engine", len(engine.arch)) as advance:
+        with job.display.progress() as progress:
             for path, spec in build_engines(
                 folder / "model.onnx", folder, engine.arch, job.backend, engine.precision, engine.batch
             ):
                 outputs += [path, sidecar(path)]
                 specs.append({"path": path.name, **dataclasses.asdict(spec)})
-                advance(len(specs), spec.arch)
+                progress(self.name, len(specs), len(engine.arch), math.nan)
         return StageResult(outputs, {"engines": specs})

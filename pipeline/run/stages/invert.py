@@ -65,14 +65,8 @@ def require_enough(recipe: Recipe) -> None:
 
 def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark, job = "", settle(teacher, job)
-
-    def progress(_what: str, done: int, _total: int, loss: float) -> None:
-        nonlocal remark
-        remark = f"loss {loss:.3f}" if loss == loss else remark
-        advance(done, remark)
-
-    with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
+    job = settle(teacher, job)
+    with display.progress() as progress:
         paths = invert_into(teacher, job, folder, progress)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()

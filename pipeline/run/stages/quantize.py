@@ -47,10 +47,10 @@ class Quantize(Stage):
         recipe, places = job.recipe, job.places
         images = load_images(places.images)
         require_images_of(job.teacher, images, places.images)
-        with job.display.phases() as on_phase:
+        with job.display.progress() as progress:
             quantized = quantize(
                 job.teacher, images, recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding,
-                recipe.training, on_phase, places.training,
+                recipe.training, progress, places.training,
             )  # fmt: skip
         quantized.weights.save(places.quantized)
         return StageResult([places.quantized], describe(quantized))

@@ -52,9 +52,8 @@ class Validate(Stage):
         weights = QuantizedWeights.load(job.places.quantized)
         reference = Reference(weights, qdq_module(job.teacher.model, weights))
         limits = recipe.validation.limits(recipe.quant_scheme())
-        total = sum(pictures.count for pictures in synthetic) + (len(job.pictures) if job.pictures else 0)
-        with job.display.steps("validation", total) as advance:
-            verdict = validate(job.teacher, files(job), reference, synthetic, job.pictures, limits, advance)
+        with job.display.progress() as progress:
+            verdict = validate(job.teacher, files(job), reference, synthetic, job.pictures, limits, progress)
         return StageResult([], to_json(verdict))
 
     def after(self, job: Job, metrics: Facts) -> None:

@@ -70,7 +70,7 @@ def test_the_teacher_answers_once(teacher: Teacher) -> None:
     """However many models are judged, one after another; each of these answers for every picture."""
     theirs, one, other = (Counted(teacher) for _ in range(3))
     judge, told = Judge(theirs, leaves(teacher)), list[int]()
-    judge.answers({"one": one, "other": other}, told.append)
+    judge.answers({"one": one, "other": other}, lambda _kind, done, _total, _value: told.append(done))
     assert judge(one).agreement == 1
     assert (theirs.asked, one.asked, other.asked) == (30, 60, 30)
     assert told == [8, 16, 24, 30]

@@ -190,7 +190,7 @@ def test_confidence_is_the_teachers_in_each_images_class(teacher: Teacher, inver
     images = load_images(inverted)
     images = images[torch.randint(len(images), (150,), generator=Generator().manual_seed(0))]
     steps: list[int] = []
-    found = target_confidence(teacher, images, lambda done, _: steps.append(done))
+    found = target_confidence(teacher, images, lambda _what, done, _total, _value: steps.append(done))
     counts = (images.kept >= 0).sum(1)
     assert steps == [64, int((counts == 21).sum()), 150]
     for row in range(len(images)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,16 @@ def test_progress_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_without_a_terminal_is_a_line_a_quarter(capfd: pytest.CaptureFixture[str]) -> None:
-    """In a log file there are four lines a stage, not one an iteration."""
-    with Display().steps("inversion", 400) as advance:
+    """In a log file there are four lines a thing, not one an iteration; what is not told stays what it was."""
+    with Display().progress() as progress:
         for done in range(401):
-            advance(done, "loss 1.000")
+            progress("inversion", done, 400, 1.0 if done < 250 else math.nan)
+        progress("basis", 1, 2, math.nan)
+        progress("basis", 2, 2, 0.5)
     assert capfd.readouterr().err.splitlines() == [
-        f"  inversion: {done}/400, loss 1.000" for done in (100, 200, 300, 400)
+        *(f"  inversion: {done}/400, loss 1.0000" for done in (100, 200, 300, 400)),
+        "  basis: 1/2",
+        "  basis: 2/2, rounding error 0.5000",
     ]
 
 
