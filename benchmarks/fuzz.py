@@ -227,7 +227,7 @@ def command(words: list[str]) -> None:
         raise SystemExit(0)
 
     with contextlib.ExitStack() as stack:
-        for name in ("inversion.teacher.load_teacher", "pipeline.run.job.load_teacher"):
+        for name in ("inversion.teacher.load_teacher", "pipeline.run.preflight.load_teacher"):
             stack.enter_context(mock.patch(name, begin))
         stack.enter_context(contextlib.redirect_stderr(said))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

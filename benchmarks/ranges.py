@@ -18,13 +18,13 @@ from recording import add_teacher_arguments
 
 from calib.quantize import quantize
 from calib.scheme import QuantScheme
-from calib.settings import AUTO_METHODS, FISHER, Basis, Calibration, Rounding, Training
+from calib.settings import FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.qdq import qdq_module
 from inversion.images import load_images
 from inversion.teacher import load_teacher
 
 CHOICES = [
-    *itertools.product(AUTO_METHODS, ("mosaic", "leaves", "mixed")),
+    *itertools.product(RANGE_METHODS, ("mosaic", "leaves", "mixed")),
     (FISHER, "sparse"),
 ]
 

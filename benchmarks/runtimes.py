@@ -28,10 +28,10 @@ from rich.table import Table
 from calib.attention import QUANTIZERS, attention_layers
 from calib.scheme import QuantScheme
 from calib.weights import QuantizedWeights
-from export.edge.engine import available_backend, build_engine
 from export.edge.engine_graph import write_engine_graph
-from export.edge.kernels import onnxruntime_kernels, sentences
+from export.edge.kernels import sentences
 from export.edge.latency import measure_latency
+from export.edge.registry import available_backend, find_engine_backend, find_runtime
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.teacher import load_teacher
@@ -65,13 +65,13 @@ def measure(run: Path, rounds: int, int8_attention: bool) -> dict[str, Any]:
             path = folder / "int8_attention.onnx"
             export_int8_attention(run, manifest, path)
             engines += [{**engine, "attention": "int8"} for engine in build_all(path, folder)]
-            attention = onnxruntime_kernels(path).to_dict()
+            attention = find_runtime("cpu").kernels(path).to_dict()
     return {
         "teacher": manifest["teacher"]["name"],
         "bits": manifest["recipe"]["bits"],
         "bytes": {path.name: path.stat().st_size for path in sorted(run.glob("*.onnx"))},
         "latency": latency,
-        "kernels": onnxruntime_kernels(run / "model.onnx").to_dict(),
+        "kernels": find_runtime("cpu").kernels(run / "model.onnx").to_dict(),
         "kernels_int8_attention": attention if int8_attention else None,
         "engines": engines,
     }
@@ -108,9 +108,10 @@ def fix_batch(path: Path, batch: int, out: Path) -> Path:
 
 def build_all(model: Path, folder: Path) -> list[dict[str, Any]]:
     """One engine for each architecture in float16, and for sm89 the graph as it is and the other precisions."""
-    backend = available_backend()
-    if backend is None:
+    name = available_backend()
+    if name is None:
         return []
+    backend = find_engine_backend(name)
     specs = []
     for precision in ("as exported", "float16", "bfloat16", "float32"):
         archs = ARCHS if precision == "float16" else ("sm89",)
@@ -119,7 +120,7 @@ def build_all(model: Path, folder: Path) -> list[dict[str, Any]]:
             graph = folder / f"{precision}.onnx"
             write_engine_graph(model, graph, precision)
         for arch in archs:
-            spec = dataclasses.asdict(build_engine(graph, folder / "engine.plan", arch, backend))
+            spec = dataclasses.asdict(backend.build(graph, folder / "engine.plan", arch))
             kernels = {key: spec["kernels"][key] for key in ("linears", "attention", "layer_types")}
             kept = {key: spec[key] for key in ("backend", "version", "arch", "bytes", "build_seconds")}
             reasons = sentences(spec["kernels"])[1:]

@@ -42,7 +42,8 @@ from pipeline.show.display import Display
 from pipeline.recipe.resolve import make_recipe
 from pipeline.run.folder import RunFolder
 from pipeline.run.build import run_stage
-from pipeline.run.job import Places, preflight
+from pipeline.run.job import Places
+from pipeline.run.preflight import preflight
 from pipeline.run.stages.invert import Invert
 from pipeline.run.stages.quantize import Quantize
 threads, folder, overrides, files = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4].split(",")

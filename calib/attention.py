@@ -35,6 +35,7 @@ class QuantAttention(Attention):
     @classmethod
     def take_over(cls, attention: Attention, make: Callable[[str], nn.Module]) -> None:
         """Convert `attention` in place; `make` gives the quantizer of each key of `QUANTIZERS`."""
+        # a module made anew would have to be given every part, those that ModelOpt has converted and its hooks too
         attention.__class__ = cls
         for part, name in QUANTIZERS.items():
             attention.add_module(name, make(part))

@@ -53,6 +53,7 @@ class LSQQuantizer(TensorQuantizer):
     def take_over(cls, quantizer: TensorQuantizer) -> nn.Parameter:
         """Convert `quantizer` in place, as ModelOpt converts its own; returns the new step."""
         bounds = bounds_of(quantizer)
+        # a new one would have to be given range, calibrator and switches, which ModelOpt keeps in private attributes
         quantizer.__class__, quantizer.bounds = cls, bounds
         quantizer.step = nn.Parameter(quantizer.amax.detach().float() / quantizer.bounds[1])
         return quantizer.step

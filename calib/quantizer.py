@@ -17,6 +17,7 @@ class RangeQuantizer(TensorQuantizer):
     @classmethod
     def take_over(cls, quantizer: TensorQuantizer, bounds: tuple[int, int]) -> None:
         """Convert `quantizer` in place, as ModelOpt converts its own."""
+        # a new one would have to be given range, calibrator and switches, which ModelOpt keeps in private attributes
         quantizer.__class__ = cls
         quantizer.bounds = bounds
 

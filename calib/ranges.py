@@ -24,7 +24,7 @@ from calib.fisher import answer_gradients
 from calib.layers import layer_bits, quantized_layers
 from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
-from calib.settings import AUTO, AUTO_METHODS, FISHER, Calibration
+from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
 
@@ -102,7 +102,7 @@ def calibrate(
     the number of images that `fisher` has seen.
     """
     quantizers, teacher_logits = input_quantizers(model), held_out.logits(teacher)
-    methods = AUTO_METHODS if settings.method == AUTO else (settings.method,)
+    methods = RANGE_METHODS if settings.method == AUTO else (settings.method,)
     if methods != (FISHER,):
         with _collecting(quantizers):
             images.logits(model)
@@ -225,12 +225,8 @@ def _set_range(quantizer: TensorQuantizer, method: str) -> None:
         amax = calibrator._calib_bin_edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
-    elif method == "mse":
-        amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
-    elif method == "lsq":
-        amax = _paper_start(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
     else:
-        amax = calibrator.compute_amax(method)
+        amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
     quantizer.amax = torch.as_tensor(amax, dtype=torch.float32).clamp(min=SMALLEST_RANGE)
 
 
@@ -247,13 +243,6 @@ def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
         for amax in candidates
     ]
     return candidates[torch.stack(errors).argmin()]
-
-
-def _paper_start(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
-    """The range of LSQ's first step 2<|x|>/sqrt(Qp) (section 2.1), of a histogram of absolute values."""
-    _, high = integer_range(bits)
-    mean = (edges[1:] + edges[:-1]) / 2 @ counts / counts.sum()
-    return 2 * mean * math.sqrt(high)
 
 
 @contextmanager

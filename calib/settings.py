@@ -11,10 +11,9 @@ from inversion.errors import InputError
 from inversion.job import Precision
 
 AUTO, FISHER = "auto", "fisher"
-AUTO_METHODS = ("max", "percentile", "mse", FISHER)
-"""What `auto` tries; ModelOpt's entropy search takes seconds a layer."""
-RangeMethod = Literal["auto", "max", "percentile", "mse", "fisher", "entropy", "lsq"]
+RangeMethod = Literal["auto", "max", "percentile", "mse", "fisher"]
 RANGE_METHODS = tuple(name for name in get_args(RangeMethod) if name != AUTO)
+"""What `auto` tries."""
 JUDGES = 48
 """Dead leaves that nothing learns from, numbered behind those of calibration: they choose what `auto` and training
 keep."""
@@ -40,8 +39,8 @@ class Calibration:
     """How activation ranges are set: `method` on `views` of the images, weights being float.
 
     `fisher` takes, for each activation by itself, the range whose rounding moves the answer least by the teacher's own
-    gradients (`calib.ranges`); `max`, `percentile` and `entropy` are ModelOpt's; `mse` errs least in squares; `lsq` is
-    the LSQ paper's first step; `auto` tries max, percentile, mse and fisher on held-out images.
+    gradients (`calib.ranges`); `max` and `percentile` are ModelOpt's; `mse` errs least in squares; `auto` tries
+    all of them on held-out images.
 
     `leaves` dead-leaves pictures (`inversion.leaves`) stand beside the images, and others judge: they choose what
     `auto` takes and training keeps. `held_out` is the share of trajectories that only judge: in the proof, and without

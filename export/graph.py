@@ -17,6 +17,7 @@ from torch import nn
 from calib.scheme import integer_range
 from export.edge.files import read_onnx, write_onnx
 from export.naming import tidy
+from export.operators import TRANSLATIONS
 from export.pixels import FromPixels, to_pixels
 from export.qdq import plain_attention
 from inversion.errors import InputError
@@ -117,6 +118,7 @@ def _export(module: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, 
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     assert program is not None

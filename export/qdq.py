@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
 
 from calib.attention import QuantAttention, attention_layers
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, LayerBits, integer_range
 from calib.weights import QuantizedWeights
+from export.operators import dequantize, dequantize_columns, quantize
 from inversion.errors import InputError
 
 PATCH_EMBED = "patch_embed.proj"
 CARRIER_RANGE = integer_range(8)
-
-_ops = torch.ops.quantized_decomposed
 
 
 def to_grid(x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
@@ -28,8 +26,8 @@ def to_grid(x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
     if bounds != CARRIER_RANGE:
         # Q saturates at the carrier's range only, so fewer bits are clamped before it
         x = x.clamp(low * step, high * step)
-    integers = _ops.quantize_per_tensor(x, step, 0, *CARRIER_RANGE, torch.int8)
-    return _ops.dequantize_per_tensor(integers, step, 0, *CARRIER_RANGE, torch.int8)
+    carried: Tensor = dequantize(quantize(x, step), step)
+    return carried
 
 
 class QDQTensor(nn.Module):
@@ -87,7 +85,8 @@ class QDQLinear(nn.Module):
 
     def float_weight(self) -> Tensor:
         """`weight * weight_step`, float32 [in, out]."""
-        return _ops.dequantize_per_channel(self.weight, self.weight_step, None, 1, *CARRIER_RANGE, torch.int8)
+        weight: Tensor = dequantize_columns(self.weight, self.weight_step)
+        return weight
 
     def extra_repr(self) -> str:
         inputs, outputs = self.weight.shape

@@ -20,6 +20,7 @@ HEAVY = (
     "onnxruntime",
     "numpy",
     "sklearn",
+    "scipy",
     "matplotlib",
     "pyarrow",
     "tensorrt_rtx",
@@ -89,8 +90,3 @@ except SystemExit as end:
 def test_settings_load_nothing_heavy() -> None:
     """A recipe can be read and checked without torch."""
     assert loaded_after("import pipeline.recipe.recipe, inversion.job, calib.settings, calib.scheme") == set()
-
-
-def test_edge_device_needs_neither_torch_nor_modelopt() -> None:
-    """Building an engine and running a model import neither torch nor what quantized it."""
-    assert not loaded_after("import export.edge.engine, export.edge.runtime") & {"torch", "timm", "modelopt"}

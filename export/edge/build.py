@@ -1,16 +1,38 @@
-"""A Q/DQ graph in, a folder of TensorRT engines out: one for each GPU architecture. Runs without torch."""
+"""A Q/DQ graph in, TensorRT engines out: one for each GPU architecture. Runs without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.edge.engine import EngineSpec, build_engine
 from export.edge.engine_graph import write_engine_graph
+from export.edge.engine_spec import ENGINE_GRAPH, EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.profile import BATCHES, PRECISION, require_batches
+from export.edge.registry import choose_backend, find_engine_backend
 
-ENGINE_GRAPH = "model.tensorrt.onnx"
+
+def build_engine(
+    model: Path | str,
+    out: Path | str,
+    arch: str,
+    backend: str | None = None,
+    precision: str = PRECISION,
+    batches: Sequence[int] = BATCHES,
+) -> EngineSpec:
+    """The engine of a Q/DQ graph for the GPU architecture `arch`, written to `out` with its sidecar.
+
+    The graph that it is built from, with `precision` beside the integers, is written next to it as `ENGINE_GRAPH`.
+    `batches` are the smallest, the optimal and the largest batch. `backend` is the first one installed where none is
+    named. Raises `InputError` for a file, architecture or operator that cannot be used, `MachineError` where no backend
+    is installed.
+
+        spec = build_engine("model.onnx", "engine.plan", "sm89")
+    """
+    chosen = choose_backend(backend, [arch])
+    assert chosen is not None
+    graph = _engine_graph(Path(model), Path(out).parent, precision, batches)
+    return find_engine_backend(chosen).build(graph, Path(out), arch, batches)
 
 
 def build_engines(
@@ -20,18 +42,20 @@ def build_engines(
     backend: str,
     precision: str = PRECISION,
     batches: Sequence[int] = BATCHES,
-    progress: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Path, EngineSpec]]:
-    """`folder`/engine.<backend>.<arch>.plan for each of `archs`, each with its sidecar, as soon as it is built.
+    """`folder`/engine.<backend>.<arch>.plan for each of `archs`, as soon as it is built: one graph for all.
 
-    The graph that they are built from is written beside them as `ENGINE_GRAPH`. Raises what
-    `export.edge.engine.build_engine` and `export.edge.engine_graph.write_engine_graph` raise, and `InputError` for a
-    graph without quantized weights.
+    Raises what `build_engine` raises.
     """
+    graph, chosen = _engine_graph(model, folder, precision, batches), find_engine_backend(backend)
+    for arch in archs:
+        path = folder / f"engine.{backend}.{arch}.plan"
+        yield path, chosen.build(graph, path, arch, batches)
+
+
+def _engine_graph(model: Path, folder: Path, precision: str, batches: Sequence[int]) -> Path:
     require_batches(batches)
     require_quantized(model)
     graph = folder / ENGINE_GRAPH
     write_engine_graph(model, graph, precision)
-    for arch in archs:
-        path = folder / f"engine.{backend}.{arch}.plan"
-        yield path, build_engine(graph, path, arch, backend, batches, progress)
+    return graph

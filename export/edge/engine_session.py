@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from export.edge.engine import EngineSpec, TensorSpec, available, local_arch, logger, sidecar
-from export.edge.runtime import Array
+from export.edge.backend import Array, Runtime
+from export.edge.engine_spec import EngineSpec, TensorSpec
 from inversion.errors import InputError, MachineError
 
 
-class EngineSession:
+class EngineSession(Runtime):
     """A `Runtime` of TensorRT or TensorRT-RTX; copies inputs to the GPU and outputs back at every run."""
 
     def __init__(self, spec: EngineSpec, engine: Any, trt: ModuleType, cuda: Any) -> None:
@@ -27,14 +23,19 @@ class EngineSession:
         self.inputs = {tensor.name: _free_shape(tensor) for tensor in spec.inputs}
         self.dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in spec.inputs}
         self.outputs = tuple(tensor.name for tensor in spec.outputs)
-        self.batches: tuple[int, int | None] = (
+        self.batches = (
             max(tensor.min[0] for tensor in spec.inputs),
             min(tensor.max[0] for tensor in spec.inputs),
         )
+        self.arch = spec.arch
         self._spec = spec
         self._trt, self._engine = trt, engine
         self._context = engine.create_execution_context()
         self._cuda = cuda
+
+    def close(self) -> None:
+        """Free the context, then the engine that it belongs to: TensorRT does so with the last reference to each."""
+        self._context = self._engine = None
 
     def layers(self) -> str:
         """What the engine's inspector tells of its layers, a line each, for `export.edge.kernels.engine_kernels`."""
@@ -42,7 +43,9 @@ class EngineSession:
         return str(self._engine.create_engine_inspector().get_engine_information(oneline))
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by name. Raises `InputError` where `feeds` do not fit the profile of the engine."""
+        """Every output by name. Raises `InputError` where `feeds` do not fit the profile, or the engine is closed."""
+        if self._context is None:
+            raise InputError("the engine was closed: open it again.")
         for tensor in self._spec.inputs:
             _require_fit(tensor, feeds.get(tensor.name))
         with contextlib.ExitStack() as stack:
@@ -75,60 +78,6 @@ class EngineSession:
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
         _checked(self._cuda.cudaMemcpy(to, source, size, getattr(self._cuda.cudaMemcpyKind, kind)))
-
-
-@contextlib.contextmanager
-def open_engine(path: Path) -> Iterator[EngineSession]:
-    """Load an engine that `export.edge.engine.build_engine` wrote, with its sidecar beside it.
-
-    Raises `InputError` for a file that is none, or that another version made; `MachineError` where its backend or its
-    GPU is not here.
-    """
-    path = Path(path)
-    spec = read_spec(path)
-    trt = available(spec.backend)
-    if trt is None:
-        raise MachineError(f"{str(path)!r} needs {spec.backend}, which is not installed: look at `pipeline doctor`.")
-    if trt.__version__ != spec.version:
-        raise InputError(
-            f"{str(path)!r} was made by {spec.backend} {spec.version}, this is {trt.__version__}: build it again here."
-        )
-    if local_arch() != spec.arch:
-        raise MachineError(
-            f"{str(path)!r} is for a GPU of {spec.arch}, this machine has {local_arch() or 'none'}: "
-            "build it with --arch of the GPU that runs it."
-        )
-    try:
-        cuda = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise MachineError("an engine is run through cuda-bindings: install that package.") from error
-    engine = trt.Runtime(logger(trt)).deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        raise InputError(f"{spec.backend} cannot load {str(path)!r} ({logger(trt).complaint()}): build it again here.")
-    yield EngineSession(spec, engine, trt, cuda)
-
-
-def read_spec(path: Path) -> EngineSpec:
-    """The sidecar of the engine in `path`; `InputError` where either is missing or they do not belong together."""
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} does not exist: give an engine, as `pipeline engine` writes it.")
-    try:
-        values = json.loads(sidecar(path).read_text())
-        for side in ("inputs", "outputs"):
-            values[side] = tuple(_tensor_spec(value) for value in values[side])
-        spec = EngineSpec(**values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{str(path)!r} has no sidecar {sidecar(path).name!r} of this version beside it: build it again."
-        ) from error
-    if hashlib.sha256(path.read_bytes()).hexdigest() != spec.sha256:
-        raise InputError(f"{str(path)!r} is not the engine that its sidecar describes: build it again.")
-    return spec
-
-
-def _tensor_spec(value: dict[str, Any]) -> TensorSpec:
-    shapes = {key: tuple(value[key]) for key in ("min", "opt", "max")}
-    return TensorSpec(value["name"], value["dtype"], **shapes)
 
 
 def _free_shape(tensor: TensorSpec) -> tuple[int | None, ...]:

@@ -7,7 +7,6 @@ dequantized weight, or one of attention's.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import onnx
 
 from export.edge.files import read_onnx
-from export.edge.runtime import load_session
 from inversion.errors import InputError
 
 INTEGER_OPS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
@@ -87,14 +85,10 @@ def sentences(kernels: dict[str, Any]) -> list[str]:
     return lines
 
 
-def onnxruntime_kernels(path: Path, provider: str = "cpu") -> Coverage:
-    """What ONNX Runtime makes of the model in `path` on `provider`, read from its optimised graph."""
+def onnxruntime_kernels(path: Path, optimised: Path, runtime: str) -> Coverage:
+    """What ONNX Runtime makes of the model in `path`, read from the graph `optimised` that it wrote."""
     asked = list(_products(read_onnx(path)))
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        session = load_session(path, provider, optimised=optimised)
-        graph = onnx.load(optimised, load_external_data=False).graph
-        runtime = f"ONNX Runtime {session.version} {provider}"
+    graph = onnx.load(optimised, load_external_data=False).graph
     made = {name: _runs(graph, name) for name, *_ in asked}
     packed = {tensor.name for tensor in graph.initializer if tensor.data_type in PACKED}
     producers = {output: node for node in graph.node for output in node.output}

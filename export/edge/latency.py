@@ -37,7 +37,6 @@ def measure_latency(
     runs: int = 30,
     warmup: int = 3,
     budget_s: float = 30.0,
-    seed: int = 0,
 ) -> dict[str, Latency]:
     """Time ONNX files in turn, one run of each a round, on the same random input, so that load falls on all alike.
 
@@ -48,7 +47,7 @@ def measure_latency(
     samples: dict[str, list[float]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack:
         loaded = {name: stack.enter_context(open_runtime(path, provider, threads)) for name, path in models.items()}
-        feeds = {name: random_feeds(runtime, batch, seed) for name, runtime in loaded.items()}
+        feeds = {name: random_feeds(runtime, batch) for name, runtime in loaded.items()}
         begun = time.perf_counter()
         for made in range(warmup + runs):
             if made >= warmup + LEAST_RUNS and time.perf_counter() - begun > budget_s:
@@ -60,9 +59,9 @@ def measure_latency(
     return {name: _latency(times[warmup:]) for name, times in samples.items()}
 
 
-def random_feeds(runtime: Runtime, batch: int, seed: int = 0) -> dict[str, Array]:
-    """A batch for every input; sizes that are fixed stay as they are."""
-    random = np.random.default_rng(seed)
+def random_feeds(runtime: Runtime, batch: int) -> dict[str, Array]:
+    """A batch for every input, the same at every call; sizes that are fixed stay as they are."""
+    random = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for name, shape in runtime.inputs.items():
         sizes = [batch if size is None else size for size in shape]
@@ -73,9 +72,9 @@ def random_feeds(runtime: Runtime, batch: int, seed: int = 0) -> dict[str, Array
     return feeds
 
 
-def peak_bytes(path: Path, batch: int = 1) -> int:
-    """Largest resident memory of a process that loads `path` on the CPU and runs one batch, in bytes."""
-    command = [sys.executable, "-c", PEAK, str(path), str(batch)]
+def peak_bytes(path: Path) -> int:
+    """Largest resident memory of a process that loads `path` on the CPU and runs on one picture, in bytes."""
+    command = [sys.executable, "-c", PEAK, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -87,7 +86,7 @@ from pathlib import Path
 from export.edge.latency import random_feeds
 from export.edge.runtime import open_runtime
 with open_runtime(Path(sys.argv[1]), threads=1) as runtime:
-    runtime.run(random_feeds(runtime, int(sys.argv[2])))
+    runtime.run(random_feeds(runtime, 1))
 status = Path("/proc/self/status")
 if status.exists():
     kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))

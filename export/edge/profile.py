@@ -7,17 +7,6 @@ from typing import Literal, get_args
 
 from inversion.errors import InputError
 
-BackendName = Literal["tensorrt", "tensorrt_rtx"]
-BACKENDS = get_args(BackendName)
-"""Of engines; the first that is installed builds them where none is named."""
-Provider = Literal["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
-}
-"""Of ONNX Runtime, and its names for them."""
 Precision = Literal["float16", "bfloat16", "float32"]
 PRECISIONS = get_args(Precision)
 PRECISION: Precision = "float16"

@@ -13,13 +13,11 @@ from torch import nn
 
 from calib.scheme import integer_range
 from calib.weights import QuantizedWeights
-from export.edge.build import ENGINE_GRAPH
 from export.edge.compare import Comparison
-from export.edge.engine import available, local_arch
-from export.edge.engine_session import EngineSession, open_engine
-from export.edge.kernels import engine_kernels, onnxruntime_kernels
+from export.edge.gpu import local_arch
 from export.edge.latency import measure_latency, peak_bytes
-from export.edge.runtime import Runtime, open_runtime
+from export.edge.registry import available, find_engine_backend, find_runtime
+from export.edge.runtime import Runtime, open_engine, open_runtime
 from export.graph import integer_weights
 from export.parity import LayerParity, layer_parity
 from inversion.leaves import dead_leaves
@@ -115,7 +113,7 @@ def validate(
             layers = layer_parity(files.quantized, reference.module, shown)
         engines = [_describe_engine(path, spec, executed.get(path), found) for path, spec in files.engines]
         speed = _speed(files, onnx.batches[1])
-    kernels = onnxruntime_kernels(files.quantized, files.provider)
+    kernels = find_runtime(files.provider).kernels(files.quantized)
     gates = [
         *(_layer_gates(files.quantized, reference.weights, layers) if reference and layers else []),
         *synthetic_gates(found.synthetic, limits),
@@ -196,14 +194,13 @@ def _is_here(spec: Mapping[str, Any]) -> bool:
 def _describe_engine(
     path: Path,
     spec: dict[str, Any],
-    engine: EngineSession | None,
+    engine: Runtime | None,
     found: _Found,
 ) -> dict[str, Any]:
     """The engine's spec; where it was executed, with its fidelity, and its kernels from its own inspector."""
     if engine is None:
         return spec
-    runtime = f"{engine.provider} {engine.version} {spec['arch']}"
-    kernels = engine_kernels(path.with_name(ENGINE_GRAPH), engine.layers(), runtime, "the engine's inspector")
+    kernels = find_engine_backend(spec["backend"]).kernels(path)
     return {**spec, "executed": True, "kernels": kernels.to_dict(), **found.of(path.name)}
 
 

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Distillation, Rounding, Training
-from export.edge.profile import BATCHES, PRECISION, BackendName, Precision, Provider, require_batches
+from export.edge.profile import BATCHES, PRECISION, Precision, require_batches
+from export.edge.registry import BackendName, Provider
 from inversion.checked import Amount, Flag, Seed, Share, checked
 from inversion.config import GivenInput
 from inversion.job import Inversion

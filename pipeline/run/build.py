@@ -15,7 +15,8 @@ from pipeline.recipe.resolve import write_toml
 from pipeline.record.manifest import MANIFEST, describe_teacher, read_manifest
 from pipeline.record.versions import library_versions
 from pipeline.run.folder import SHARDS, RunFolder, product_digest
-from pipeline.run.job import Job, Places, preflight
+from pipeline.run.job import Job, Places
+from pipeline.run.preflight import preflight
 from pipeline.run.stage import Stage
 from pipeline.run.stages.engine import Engine
 from pipeline.run.stages.export import Export

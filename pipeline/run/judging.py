@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.edge.engine import EngineSpec
+from export.edge.engine_spec import EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.latency import random_feeds
 from export.edge.runtime import Runtime, answer, open_runtime, require_provider
@@ -24,7 +24,8 @@ from pipeline.recipe.resolve import overridden, read_back
 from pipeline.record.manifest import describe_teacher, load_manifest
 from pipeline.run.build import begin, conclude, run_stage
 from pipeline.run.folder import RunFolder
-from pipeline.run.job import Places, preflight, require_same_teacher
+from pipeline.run.job import Places
+from pipeline.run.preflight import preflight, require_same_teacher
 from pipeline.run.stages.validate import Validate
 from pipeline.show.display import Display
 

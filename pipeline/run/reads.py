@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from export.edge.engine import local_arch
+from export.edge.gpu import local_arch
 from inversion.teacher import Teacher
 from pipeline.recipe.recipe import Recipe
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from pipeline.run.job import Job
+from pipeline.run.job import Job
 
 
 @dataclass(frozen=True)

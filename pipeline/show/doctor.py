@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from export.edge.engine import available_backend
+from export.edge.registry import available_backend
 from inversion.machine import choose_device, choose_precision
 from inversion.teacher import DIGITS_VIT, load_teacher
 from pipeline.record.versions import versions

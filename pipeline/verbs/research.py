@@ -82,7 +82,8 @@ def sensitivity(
 
     from inversion.machine import choose_device
     from pipeline.judge import layers
-    from pipeline.run.job import Places, preflight
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     display = Display(quiet)
@@ -156,7 +157,8 @@ def distill(
     from calib.distillation.student import load_student
     from inversion.machine import choose_device
     from pipeline.run import distilling
-    from pipeline.run.job import Places, preflight
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     display = Display(quiet)
@@ -216,7 +218,8 @@ def reproduce(
     from inversion.machine import choose_device
     from pipeline.reproduce.experiments import find_experiment
     from pipeline.reproduce.laboratory import Laboratory
-    from pipeline.run.job import Places, preflight
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     experiment, display = find_experiment(name), Display(quiet)
@@ -263,7 +266,7 @@ def bench_inversion(
 
     from inversion.machine import choose_device
     from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
-    from pipeline.run.job import teacher_of
+    from pipeline.run.preflight import teacher_of
     from pipeline.show.display import Display
 
     display = Display(quiet)

@@ -62,7 +62,7 @@ def gallery(
     chosen = make_recipe(named, verb="gallery") if named else None
 
     from inversion.machine import choose_device
-    from pipeline.run.job import teacher_of
+    from pipeline.run.preflight import teacher_of
     from pipeline.show import gallery as pictures
     from pipeline.show.display import Display
 

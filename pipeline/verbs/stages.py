@@ -86,7 +86,8 @@ def invert(
 
     from inversion.machine import choose_device
     from pipeline.record.lock import hold
-    from pipeline.run.job import Places, preflight
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.run.stages.invert import Invert
     from pipeline.show.display import Display
 
@@ -126,7 +127,8 @@ def quantize(
     chosen = make_recipe(flags, recipe, overrides or (), "quantize")
 
     from inversion.machine import choose_device
-    from pipeline.run.job import QUANTIZED, Places, preflight
+    from pipeline.run.job import QUANTIZED, Places
+    from pipeline.run.preflight import preflight
     from pipeline.run.stages.quantize import Quantize, in_words
     from pipeline.show.display import Display
 
@@ -166,7 +168,8 @@ def export(
     chosen = make_recipe(flags, recipe, overrides or (), "export")
 
     from inversion.machine import choose_device
-    from pipeline.run.job import Places, preflight
+    from pipeline.run.job import Places
+    from pipeline.run.preflight import preflight
     from pipeline.run.stages.export import Export
     from pipeline.show.display import Display
 
@@ -184,8 +187,8 @@ def engine(
 ) -> None:
     """ONNX in, TensorRT engines out; needs no torch."""
     from export.edge.build import build_engines
-    from export.edge.engine import choose_backend
     from export.edge.kernels import sentences
+    from export.edge.registry import choose_backend
 
     archs, batches = parse_archs(arch), parse_batches(batch)
     require_precision(precision)

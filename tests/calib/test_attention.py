@@ -23,7 +23,6 @@ from inversion.teacher import Teacher
 from tests.small import small_teacher, views
 
 NAMES = {f"blocks.{block}.attn.{part}" for block in (0, 1) for part in ("q", "k", "softmax", "v")}
-FAST_METHODS = [method for method in RANGE_METHODS if method != "entropy"]
 
 
 def inserted(teacher: Teacher, bits: str = "w8a8") -> VisionTransformer:
@@ -141,22 +140,21 @@ def test_max_is_the_largest_input_of_each_product() -> None:
     assert ranges(calibrated(teacher)) == pytest.approx(largest, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", FAST_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_every_method_gives_a_range(method: str) -> None:
-    """Each is positive and finite; those that only shrink stay at or below `max`, and `fisher` at its shares."""
+    """Each is positive and finite; none is above `max`, and `fisher` at its shares."""
     teacher = small_teacher()
     widest, found = ranges(calibrated(teacher)), ranges(calibrated(teacher, method))
     assert found.keys() == NAMES
     assert all(0 < amax < math.inf for amax in found.values())
-    if method != "lsq":
-        assert all(found[name] <= widest[name] * (1 + 1e-6) for name in NAMES)
+    assert all(found[name] <= widest[name] * (1 + 1e-6) for name in NAMES)
     if method == "fisher":
         shares = {round(found[name] / widest[name], 3) for name in NAMES}
         assert shares <= {round(share, 3) for share in _shares((-128, 127))}
         assert len(shares) > 1
 
 
-@pytest.mark.parametrize("method", FAST_METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_zero_and_constant_attention_gets_a_step(method: str) -> None:
     """Where q, k and v are always 0, so that softmax is constant, all four ranges are positive and finite."""
     teacher = small_teacher()
@@ -171,19 +169,6 @@ def test_zero_and_constant_attention_gets_a_step(method: str) -> None:
         # a constant softmax is one over the 17 tokens
         assert ranges(student)["blocks.1.attn.softmax"] == pytest.approx(1 / 17, rel=1e-4)
         assert ranges(student)["blocks.0.attn.v"] == pytest.approx(0.3, rel=1e-4)
-
-
-def test_entropy_gives_a_range_too() -> None:
-    """ModelOpt's entropy, which takes seconds a tensor, on zeros, on one number and on v of a single block."""
-    teacher = small_teacher()
-    teacher.model.blocks = teacher.model.blocks[:1]
-    attention = teacher.model.blocks[0].attn
-    attention.qkv.weight[:64] = 0
-    attention.qkv.bias[:64] = 0
-    widest, found = (ranges(calibrated(teacher, method, "w8a16")) for method in ("max", "entropy"))
-    assert found["blocks.0.attn.q"] == found["blocks.0.attn.k"] == 1
-    assert found["blocks.0.attn.softmax"] == pytest.approx(1 / 17, rel=0.01)
-    assert 0 < found["blocks.0.attn.v"] < widest["blocks.0.attn.v"]
 
 
 @pytest.mark.parametrize(("part", "row"), [("q", 0), ("k", 32), ("v", 64)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.scheme import QuantScheme
-from export.edge.engine import build_engine
+from export.edge.registry import find_engine_backend
 from export.edge.runtime import open_runtime
 from export.graph import export_quantized, integer_weights
 from export.qdq import QDQTensor, qdq_module
@@ -168,7 +168,8 @@ def test_largest_queries_and_keys_do_not_saturate(quantized: Make, tmp_path: Pat
 
 def test_tensorrt_builds_it(quantized: Make, tmp_path: Path) -> None:
     """A real engine for sm89 comes out of the graph, which is not that of float attention."""
-    spec = build_engine(quantized("w8a8", "int8").path, tmp_path / "e.plan", "sm89", "tensorrt_rtx")
+    made = quantized("w8a8", "int8")
+    spec = find_engine_backend("tensorrt_rtx").build(made.path, tmp_path / "e.plan", "sm89")
     assert spec.bytes == (tmp_path / "e.plan").stat().st_size > 10_000
 
 

@@ -12,12 +12,11 @@ from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import Calibration
 from calib.views import dense_views
-from export.edge.build import ENGINE_GRAPH, build_engines
+from export.edge.build import build_engines
 from export.edge.compare import compare
-from export.edge.engine import available_backend, local_arch
-from export.edge.engine_session import open_engine
-from export.edge.kernels import engine_kernels
-from export.edge.runtime import open_runtime
+from export.edge.gpu import local_arch
+from export.edge.registry import available_backend, find_engine_backend
+from export.edge.runtime import open_engine, open_runtime
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.errors import InputError
@@ -46,7 +45,7 @@ def test_an_engine_answers_as_onnxruntime_does(tmp_path: Path) -> None:
         for batch in (1, 8, 16):
             found = engine.run({"input": pictures[:batch].numpy()})["logits"]
             assert compare(expected[:batch], found).kl < 0.01
-        kernels = engine_kernels(tmp_path / ENGINE_GRAPH, engine.layers(), "engine", "inspector")
-        assert kernels.share == 1
+        kernels = find_engine_backend(backend).kernels(path)
+        assert (kernels.share, kernels.source) == (1, "the engine's inspector")
         with pytest.raises(InputError, match="takes float32"):
             engine.run({"input": np.zeros((64, 1, 32, 32), np.float32)})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from export.edge.build import ENGINE_GRAPH, build_engines
-from export.edge.engine import choose_backend, sidecar
+from export.edge.engine_spec import sidecar
+from export.edge.registry import choose_backend
 from pipeline.recipe.recipe import Recipe
 from pipeline.run import reads
 from pipeline.run.job import Job

@@ -12,7 +12,8 @@ from inversion.publish import publish
 from pipeline.pictures.preprocess import preprocess_steps
 from pipeline.run import reads
 from pipeline.run.folder import file_sha256
-from pipeline.run.job import Job, require_same_teacher
+from pipeline.run.job import Job
+from pipeline.run.preflight import require_same_teacher
 from pipeline.run.stage import Stage, StageResult
 
 

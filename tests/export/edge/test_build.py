@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from export.edge.build import ENGINE_GRAPH, build_engines
-from export.edge.engine import sidecar
+from export.edge.engine_spec import sidecar
 from inversion.errors import InputError
 from tests.small import Quantized
 

@@ -51,10 +51,23 @@ def test_sqnr_and_cosine_by_hand() -> None:
     assert compare([[3.0, 4.0]], [[4.0, 3.0]]).cosine == pytest.approx(24 / 25)
 
 
+@pytest.mark.parametrize("n", [1, 2, 37, 400, 50_000])
+def test_wilson_interval_is_the_formula(n: int) -> None:
+    """Centre and half-width of Wilson (1927), kept within 0 and 1."""
+    z = 1.959963984540054
+    for successes in {0, 1, n // 3, n - 1, n}:
+        rate = successes / n
+        centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n * n)) / (1 + z**2 / n)
+        expected = (max(centre - half, 0), min(centre + half, 1))
+        assert wilson_interval(successes, n) == pytest.approx(expected, abs=1e-12)
+
+
 def test_wilson_interval_by_hand() -> None:
     """Wilson's 95% interval of 8 in 10 is 0.490 to 0.943, of 10 in 10 it is 0.722 to 1."""
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert compare([LEFT] * 10, [LEFT] * 8 + [RIGHT] * 2).agreement_interval == wilson_interval(8, 10)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import export.edge.engine_session as engine_session
+import export.edge.registry as registry
+import export.edge.tensorrt_backend as tensorrt_backend
 from export.edge.build import build_engines
-from export.edge.engine import sidecar
-from export.edge.engine_session import open_engine
+from export.edge.engine_spec import sidecar
+from export.edge.runtime import open_engine
 from inversion.errors import InputError, MachineError
 from tests.small import Quantized
 
@@ -82,6 +85,9 @@ class Context:
     works = True
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.pointers: dict[str, int] = {}
 
@@ -112,15 +118,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory()
     loaded = SimpleNamespace(create_execution_context=Context)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: loaded if data else None)
-    real = engine_session.available
+    real = registry.available
 
     def available(name: str) -> object:
         trt = real(name)
-        return trt and SimpleNamespace(__version__=trt.__version__, Runtime=lambda _: runtime)
+        return trt and SimpleNamespace(__name__=name, __version__=trt.__version__, Runtime=lambda _: runtime)
 
-    monkeypatch.setattr(engine_session, "available", available)
-    monkeypatch.setattr(engine_session, "logger", lambda _: None)
-    monkeypatch.setattr(engine_session, "local_arch", lambda: "sm89")
+    monkeypatch.setattr(registry, "available", available)
+    monkeypatch.setattr(tensorrt_backend, "logger", lambda _: None)
+    monkeypatch.setattr(tensorrt_backend, "local_arch", lambda: "sm89")
     monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", memory)
@@ -137,6 +143,20 @@ def test_a_run_moves_its_data_and_frees_it(engine: Path, gpu: Memory, batch: int
         found = session.run({"input": pictures})["logits"]
     np.testing.assert_allclose(found, np.repeat(pictures.mean((1, 2, 3))[:, None], 10, 1), rtol=1e-5)
     assert (gpu.held, gpu.streams) == ({}, 0)
+
+
+def test_what_is_opened_is_closed(engine: Path, gpu: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of `with`, and at an error in it, context and engine are let go, which is how TensorRT frees them."""
+    alive = weakref.WeakSet()
+    monkeypatch.setattr(Context, "__init__", lambda self: (alive.add(self), Context.begin(self))[1])
+    for wrong in (False, True):
+        with suppress(ZeroDivisionError), open_engine(engine) as session:
+            assert len(alive) == 1
+            _ = 1 / (not wrong)
+        assert not alive
+        with pytest.raises(InputError, match="the engine was closed: open it again"):
+            session.run({"input": np.zeros((1, 1, 32, 32), np.float32)})
+    assert not gpu.held
 
 
 def test_a_run_that_fails_says_so_and_frees_its_memory(
@@ -211,7 +231,7 @@ def test_an_engine_of_another_version_is_refused(engine: Path) -> None:
 @pytest.mark.parametrize("here", [None, "sm120"])
 def test_an_engine_for_another_gpu_is_refused(engine: Path, here: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is for, and what there is."""
-    monkeypatch.setattr(engine_session, "local_arch", lambda: here)
+    monkeypatch.setattr(tensorrt_backend, "local_arch", lambda: here)
     with pytest.raises(MachineError, match=f"is for a GPU of sm89, this machine has {here or 'none'}: build it with"):
         opened(engine)
 
@@ -229,3 +249,11 @@ def test_without_cuda_bindings_it_is_said_what_to_install(engine: Path, monkeypa
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(MachineError, match="through cuda-bindings: install that package"):
         opened(engine)
+
+
+def test_a_sidecar_cannot_name_any_module(engine: Path) -> None:
+    """A backend is one of those there are: nothing else is imported on a file's word."""
+    describe(engine, backend="this")
+    with pytest.raises(InputError, match="unknown backend 'this': take tensorrt or tensorrt_rtx"):
+        opened(engine)
+    assert "this" not in sys.modules

@@ -8,12 +8,17 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.edge.kernels import engine_kernels, onnxruntime_kernels, require_quantized, sentences
+from export.edge.kernels import Coverage, engine_kernels, require_quantized, sentences
+from export.edge.registry import find_runtime
 from export.graph import write_int4
 from inversion.errors import InputError
 from tests.small import Quantized
 
 Make = Callable[..., Quantized]
+
+
+def onnxruntime_kernels(path: Path) -> Coverage:
+    return find_runtime("cpu").kernels(path)
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])

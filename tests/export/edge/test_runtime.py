@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from export.edge.runtime import Runtime, answer, open_runtime, require_provider
+from export.edge.backend import Runtime
+from export.edge.runtime import answer, open_runtime, require_provider
 from inversion.errors import InputError, MachineError
 from tests.small import Quantized
 
@@ -35,6 +38,27 @@ def test_optimised_session_agrees_with_torch(quantized: Make, bits: str) -> None
     with open_runtime(made.path) as session:
         got = session.run({"input": made.images.numpy()})["logits"]
     assert np.linalg.norm(got - want) < (1e-3 if bits == "w8a16" else 0.25) * noise
+
+
+def test_what_is_opened_is_closed(quantized: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of `with`, and at an error in it, ONNX Runtime's session goes, and the model answers no more."""
+    real, alive = onnxruntime.InferenceSession, weakref.WeakSet()
+
+    def opened(*args: object, **kwargs: object) -> onnxruntime.InferenceSession:
+        session = real(*args, **kwargs)
+        alive.add(session)
+        return session
+
+    feeds = {"input": np.zeros((1, 1, 32, 32), np.float32)}
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    for wrong in (False, True):
+        with suppress(ZeroDivisionError), open_runtime(quantized("w8a8").path, threads=1) as runtime:
+            assert len(alive) == 1
+            _ = 1 / (not wrong)
+        assert not alive
+        with pytest.raises(InputError, match="the model was closed: open it again"):
+            runtime.run(feeds)
+    runtime.close()
 
 
 def test_wrong_feeds_are_refused(quantized: Make) -> None:
@@ -84,6 +108,9 @@ class Taking(Runtime):
         self.seen.append(len(feeds["pixels"]))
         assert self.batches[0] <= self.seen[-1] <= (self.batches[1] or 99)
         return dict.fromkeys(self.outputs, feeds["pixels"][:, :1])
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-MODULES = ("export/edge/engine.py", "export/edge/engine_session.py")
+MODULES = (
+    "export/edge/tensorrt_backend.py",
+    "export/edge/tensorrt_build.py",
+    "export/edge/tensorrt_log.py",
+    "export/edge/engine_session.py",
+)
 BINDINGS = Path(sys.prefix) / "tensorrt"
 RTX_ALONE = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
 """Asked for behind `hasattr`: TensorRT builds for the GPU that is here."""

@@ -1,0 +1,95 @@
+"""Every backend there is, by name: what runs ONNX files, and what builds engines. Imports nothing heavy before one is
+asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from inversion.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from export.edge.backend import Backend
+
+Provider = Literal["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
+BackendName = Literal["tensorrt", "tensorrt_rtx"]
+
+
+def _onnx_runtime(name: str, provider: str) -> Backend:
+    from export.edge.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(name, provider)
+
+
+def _tensorrt(module: str) -> Backend:
+    from export.edge.tensorrt_backend import TensorRT
+
+    trt = available(module)
+    if trt is None:
+        raise MachineError(
+            f"the backend {module!r} is not installed: install its package, and look at `pipeline doctor`."
+        )
+    return TensorRT(trt)
+
+
+RUNTIMES: dict[Provider, Callable[[], Backend]] = {
+    "cpu": partial(_onnx_runtime, "cpu", "CPUExecutionProvider"),
+    "cuda": partial(_onnx_runtime, "cuda", "CUDAExecutionProvider"),
+    "tensorrt": partial(_onnx_runtime, "tensorrt", "TensorrtExecutionProvider"),
+    "tensorrt_rtx": partial(_onnx_runtime, "tensorrt_rtx", "NvTensorRTRTXExecutionProvider"),
+}
+"""What runs ONNX files: ONNX Runtime on one of its providers."""
+ENGINES: dict[BackendName, Callable[[], Backend]] = {
+    "tensorrt": partial(_tensorrt, "tensorrt"),
+    "tensorrt_rtx": partial(_tensorrt, "tensorrt_rtx"),
+}
+"""What builds engines, each by the name of its module; the first that is installed does where none is named."""
+
+
+def find_runtime(name: str) -> Backend:
+    """What runs ONNX files on `name`, one of `RUNTIMES`; `InputError` for any other name."""
+    if name not in RUNTIMES:
+        raise InputError(f"unknown provider {name!r}: take one of {', '.join(RUNTIMES)}.")
+    return RUNTIMES[name]()
+
+
+def find_engine_backend(name: str) -> Backend:
+    """What builds and runs the engines of `name`, one of `ENGINES`; `InputError` for any other name, `MachineError`
+    where it is not installed."""
+    if name not in ENGINES:
+        raise InputError(f"unknown backend {name!r}: take {' or '.join(ENGINES)}.")
+    return ENGINES[name]()
+
+
+def available(name: str) -> ModuleType | None:
+    """The module of a backend, or None where it or a library of it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError):  # OSError: the package is there, a library it loads is not
+        return None
+
+
+def available_backend() -> str | None:
+    """The backend that an engine is built with by default, or None where none is installed."""
+    return next((name for name in ENGINES if available(name)), None)
+
+
+def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
+    """The backend, `backend` or the default, that can build for all of `archs`; None where there is nothing to build.
+
+    Raises what building would, before any time is spent.
+    """
+    if not archs:
+        return None
+    name = backend or available_backend()
+    if name is None:
+        raise MachineError(
+            f"neither {' nor '.join(ENGINES)} is installed: install its package, and look at `pipeline doctor`."
+        )
+    chosen = find_engine_backend(name)
+    for arch in archs:
+        chosen.require_arch(arch)
+    return name

@@ -1,0 +1,165 @@
+"""How TensorRT builds an engine of a Q/DQ graph. Runs without torch: an edge device builds with it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from export.edge.engine_spec import EngineSpec, TensorSpec, write_spec
+from export.edge.kernels import engine_kernels
+from export.edge.tensorrt_log import logger
+from inversion.errors import InputError
+from inversion.publish import publish
+
+COMMAND = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
+
+
+def build_and_describe(
+    trt: ModuleType, onnx_path: Path, out_path: Path, arch: str, batches: Sequence[int]
+) -> EngineSpec:
+    """Build the engine of `onnx_path` and write it to `out_path` with its sidecar."""
+    name, started = trt.__name__, time.perf_counter()
+    cache = out_path.with_name(f"timing.{name}.{arch}.cache") if name == "tensorrt" else None
+    network, serialized = _serialize(trt, onnx_path, arch, batches, cache)
+    seconds = time.perf_counter() - started
+    given = [network.get_input(index) for index in range(network.num_inputs)]
+    inputs = tuple(_tensor_spec(trt, tensor, batches) for tensor in given)
+    outputs = tuple(_tensor_spec(trt, network.get_output(index), batches) for index in range(network.num_outputs))
+    dynamic = tuple(spec for tensor, spec in zip(given, inputs, strict=True) if -1 in tuple(tensor.shape))
+    runtime = f"{name} {trt.__version__} {arch}"
+    kernels = engine_kernels(onnx_path, logger(trt).layers(), runtime, "the builder's verbose log")
+    spec = EngineSpec(
+        backend=name,
+        version=trt.__version__,
+        arch=arch,
+        compute_capability=f"{arch[2:-1]}.{arch[-1]}",
+        inputs=inputs,
+        outputs=outputs,
+        onnx_sha256=hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(serialized).hexdigest(),
+        bytes=len(serialized),
+        build_seconds=round(seconds, 3),
+        kernels=kernels.to_dict(),
+        build_command=_build_command(name, arch, onnx_path, out_path, dynamic),
+        time_command=_command(name, [f"--loadEngine={out_path.name}", *_shapes("shapes", "opt", dynamic)]),
+        timing_cache=_describe_file(cache) if cache and cache.exists() else None,
+    )
+    publish(out_path, serialized)
+    write_spec(out_path, spec)
+    return spec
+
+
+def _network_flags(trt: ModuleType) -> int:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _serialize(
+    trt: ModuleType,
+    onnx_path: Path,
+    arch: str,
+    batches: Sequence[int],
+    cache: Path | None,
+) -> tuple[Any, bytes]:
+    """The parsed network and its engine; the builder's timings are read from `cache` and kept there."""
+    collector = logger(trt)
+    collector.forget()
+    builder = trt.Builder(collector)
+    network = builder.create_network(_network_flags(trt))
+    _parse(trt, trt.OnnxParser(network, collector), network, onnx_path)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names the layers, in the log and to an inspector
+    _set_arch(trt, config, arch)
+    _add_profile(builder, config, network, batches)
+    if cache:
+        _use_timings(config, cache)
+    serialized = builder.build_serialized_network(network, config)
+    if collector.raised:
+        raise collector.raised
+    if serialized is None:
+        raise InputError(f"{trt.__name__} cannot build {str(onnx_path)!r} for {arch}: {collector.complaint()}.")
+    if cache:
+        publish(cache, bytes(config.get_timing_cache().serialize()))
+    return network, bytes(serialized)
+
+
+def _use_timings(config: Any, cache: Path) -> None:
+    """Let the builder start from the timings of earlier builds; it ignores those of another GPU or version."""
+    timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+    config.set_timing_cache(timings, ignore_mismatch=False)
+
+
+def _parse(trt: ModuleType, parser: Any, network: Any, path: Path) -> None:
+    parsed = parser.parse_from_file(str(path))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    # an empty file is a whole, empty protobuf message
+    if not (errors or network.num_outputs) or any(
+        error.code() == trt.ErrorCode.MODEL_DESERIALIZE_FAILED for error in errors
+    ):
+        raise InputError(f"{str(path)!r} is not an ONNX file: make one with `pipeline export`.")
+    if not parsed:
+        raise InputError(
+            f"TensorRT cannot take {str(path)!r} ({'; '.join(map(_reason, errors))}): "
+            "export it again with `pipeline export`."
+        )
+
+
+def _reason(error: Any) -> str:
+    return f"{error.node_name() or 'the graph'}: {error.desc().strip().rstrip('.')}"
+
+
+def _set_arch(trt: ModuleType, config: Any, arch: str) -> None:
+    if hasattr(trt, "ComputeCapability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.__members__[arch.upper()], 0)
+
+
+def _add_profile(builder: Any, config: Any, network: Any, batches: Sequence[int]) -> None:
+    """Give a dynamic batch its profile; fixed shapes need none."""
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if any(size < 0 for size in shape[1:]):
+            raise InputError(f"input {tensor.name!r} has the shape {shape}: only its first size, the batch, may vary.")
+        if shape and shape[0] < 0:
+            profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in batches))
+            dynamic = True
+    if dynamic:
+        config.add_optimization_profile(profile)
+
+
+def _tensor_spec(trt: ModuleType, tensor: Any, batches: Sequence[int]) -> TensorSpec:
+    shape = tuple(tensor.shape)
+    low, opt, high = ((batch, *shape[1:]) if shape and shape[0] < 0 else shape for batch in batches)
+    return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, low, opt, high)
+
+
+def _build_command(backend: str, arch: str, onnx_path: Path, engine: Path, dynamic: tuple[TensorSpec, ...]) -> str:
+    """For the machine with the GPU, or, of tensorrt_rtx, for any; it is typed by the graph alone, as here. The shapes
+    of `dynamic` inputs are those of the profile."""
+    typed = ["--stronglyTyped"] if backend == "tensorrt" else [f"--computeCapabilities={arch[2:]}"]
+    shapes = [part for which in ("min", "opt", "max") for part in _shapes(f"{which}Shapes", which, dynamic)]
+    saved = [f"--saveEngine={engine.name}", "--skipInference"]
+    return _command(backend, [f"--onnx={onnx_path.name}", *typed, *shapes, *saved])
+
+
+def _shapes(flag: str, which: str, dynamic: tuple[TensorSpec, ...]) -> list[str]:
+    """One flag with the shapes of all inputs whose batch the graph leaves open, or none."""
+    found = [f"{spec.name}:{'x'.join(map(str, getattr(spec, which)))}" for spec in dynamic]
+    return [f"--{flag}={','.join(found)}"] if found else []
+
+
+def _command(backend: str, flags: list[str]) -> str:
+    return " ".join([COMMAND[backend], *flags])
+
+
+def _describe_file(path: Path) -> dict[str, str]:
+    return {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
