@@ -36,7 +36,7 @@ from calib.fisher import answer_gradients
 from calib.gptq import DAMPING, block_linears, layer_hessians
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import material, round_weights, set_ranges
+from calib.quantization import material, round_weights, set_ranges
 from calib.ranges import insert_quantizers
 from calib.rotation import RATE, Rounded, Rounder, cayley, learn_rotations, relative_error, rounding_error
 from calib.saliency import token_saliency
@@ -139,7 +139,7 @@ class Bench:
     @cached_property
     def exam(self) -> Exam:
         pictures = split(open_pictures(self.args, self.teacher.spec), self.args.limit, 0)[0]
-        return Exam.of(self.teacher, pictures)
+        return Exam(self.teacher, pictures)
 
     @cached_property
     def moments(self) -> Moments:

@@ -15,7 +15,7 @@ import time
 
 from recording import write_record
 
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline.reproduce.bench import describe_device
@@ -63,7 +63,7 @@ def stage_seconds(teacher: Teacher, trajectories: int) -> list[float]:
             loop.step()
         found.append((time.perf_counter() - start) / UPDATES)
         if stage is not inverter.stages[-1]:
-            loop.detach(stage.leave)
+            loop.end_stage(stage.leave)
     return found
 
 

@@ -29,6 +29,7 @@ import torch
 from image_quality import (
     Exam,
     add_json_argument,
+    divergence,
     load_sets,
     noise,
     open_pictures,
@@ -42,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.edge.runtime import open_runtime
@@ -55,6 +56,7 @@ from inversion.leaves import dead_leaves
 from inversion.schedule import schedule
 from inversion.sparse import patchify
 from inversion.teacher import Teacher, load_teacher
+from pipeline.judge.answers import of_runtime
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.resolve import make_recipe
 
@@ -70,7 +72,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PerPicture:
     """What the quantized model of one row said: the KL [M], nats, of each picture, and 1 where top-1 agrees, else 0."""
 
     divergence: Tensor
@@ -82,7 +84,7 @@ def main() -> None:
     teacher = load_teacher(args.teacher, args.checkpoint)
     judges, references = split(open_pictures(args, teacher.spec), args.limit, args.real)
     sources = list(find_sources(args, teacher, references))
-    exam = Exam.of(teacher, judges)
+    exam = Exam(teacher, judges)
     rows, seen = [], {}
     for bits, updates, source in itertools.product(args.bits, sorted({0, args.updates}), sources):
         row, seen[bits, updates, source.name] = measure(teacher, source, bits, updates, args, exam)
@@ -154,8 +156,9 @@ def cost(teacher: Teacher, images: SparseImages) -> dict[str, float]:
     if not {"method", "iterations", "division_factor", "sparsity"} <= told.keys():
         return {}
     iterations, v, sparsity = (int(told[name]) for name in ("iterations", "division_factor", "sparsity"))
-    prune_at = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
-    job = Inversion(told["method"], iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
+    method: Any = told["method"]
+    prune_at: Any = tuple(map(int, told["prune_at"].split())) if "prune_at" in told else Inversion.prune_at
+    job = Inversion(method, iterations=iterations, division_factor=v, sparsity=sparsity, prune_at=prune_at)
     stages = schedule(job, teacher.num_patches)
     shape, trajectories = Geometry.of(teacher.model), len(images.trajectory.unique())
     flops = sum(stage.iterations * iteration_flops(shape, stage.active, lean=True).total for stage in stages)
@@ -179,10 +182,10 @@ def dense_source(name: str, pictures: Tensor, teacher: Teacher) -> Source:
 
 def measure(
     teacher: Teacher, source: Source, bits: str, updates: int, args: argparse.Namespace, exam: Exam
-) -> tuple[dict[str, Any], Answers]:
+) -> tuple[dict[str, Any], PerPicture]:
     """One row: `source` quantizes the teacher, ONNX Runtime runs what comes out."""
     # SMI's images tile no mosaic: as mosaics, most of each would be grey
-    views = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
+    views: Any = "mixed" if source.leaves else "sparse" if told_method(source.images) == "smi" else "mosaic"
     crops = views != "sparse"
     tuned = make_recipe({"teacher": teacher.name, "bits": bits}).training
     rate = tuned.learning_rate
@@ -194,17 +197,17 @@ def measure(
         path = Path(folder) / "model.onnx"
         export_quantized(qdq_module(teacher.model, found.weights), teacher.spec, path, {})
         with open_runtime(path) as runtime:
-            batches = [runtime.run({"input": batch.numpy()})["logits"] for batch in exam.pictures]
-    ours = torch.cat([torch.from_numpy(batch) for batch in batches])
-    real, divergence = exam.compare(ours)
+            answers = exam.answers(of_runtime(runtime, teacher.spec))
+    real, kl = answers.comparisons()["model"].to_dict(), divergence(answers)
     row = {"source": source.name, "leaves": source.leaves, **source.about, "bits": bits, "updates": updates}
     row["best_update"] = found.training.best_update
     row["held_out_kl"] = [(done, fidelity.kl) for done, fidelity in found.training.history]
-    row |= {"real": real, "standard_error_of_kl": standard_error(divergence)}
-    return row, Answers(divergence, (ours.argmax(1) == exam.teacher_logits.argmax(1)).double())
+    row |= {"real": real, "standard_error_of_kl": standard_error(kl)}
+    agrees = answers.models["model"].argmax(1) == answers.teacher.argmax(1)
+    return row, PerPicture(kl, torch.from_numpy(agrees).double())
 
 
-def differences(seen: dict[tuple[str, int, str], Answers]) -> list[dict[str, Any]]:
+def differences(seen: dict[tuple[str, int, str], PerPicture]) -> list[dict[str, Any]]:
     """KL and agreement of one source less those of another, at the same bits and updates, paired by picture."""
     rows = []
     for (one, first), (other, second) in itertools.combinations(seen.items(), 2):

@@ -39,6 +39,7 @@ from calib.lsq import learn_steps
 from calib.ranges import insert_quantizers, some_ranges
 from calib.scheme import QuantScheme
 from calib.weights import QuantizedWeights
+from export.edge.compare import compare
 from export.edge.files import read_onnx
 from export.edge.kernels import require_quantized
 from export.edge.runtime import open_runtime
@@ -46,17 +47,57 @@ from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.errors import PatchRebirthError
 from inversion.images import load_images
-from inversion.invert import invert_shard
+from inversion.inverter import invert_shard
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
 from pipeline.pictures.valdata import open_val_data
 from pipeline.recipe.resolve import make_recipe
-from pipeline.record.manifest import MANIFEST, load_manifest
+from pipeline.record.manifest import (
+    MANIFEST,
+    Manifest,
+    Output,
+    StageRecord,
+    TeacherRecord,
+    load_manifest,
+    write_manifest,
+)
+from pipeline.record.proof import (
+    Counts,
+    Fidelity,
+    FloatProduct,
+    Gate,
+    Kernels,
+    LatencyRow,
+    ModelFile,
+    OnKinds,
+    OnnxRuntime,
+    Runtimes,
+    Times,
+    Verdict,
+)
 from pipeline.run.build import NAMES
 
 SLOWEST_S = 10
-ODD = (0, -1, 1, 2**31, 2**63, -(2**63), 1e308, float("nan"), "", "x" * 300, "../..", "\x00", None, True, [], {}, [[]])
+ODD: tuple[Any, ...] = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63),
+    1e308,
+    float("nan"),
+    "",
+    "x" * 300,
+    "../..",
+    "\x00",
+    None,
+    True,
+    [],
+    {},
+    [[]],
+)
 """Values that a field did not expect."""
 TEXT = """build invert quantize sensitivity distill export engine validate report gallery reproduce doctor bench
 inversion --teacher digits_vit deit_tiny resnet50 --bits w4a8 w1a8 w99a99 --effort quick --set inversion.images=1e9 a=b
@@ -256,29 +297,33 @@ def some_weights(teacher: Teacher) -> QuantizedWeights:
 
 def some_manifest(recipe: str) -> bytes:
     """Of a finished run whose files are not there."""
-    stage = {"digest": "0" * 64, "seconds": 1.0, "cached": False, "metrics": {"engines": []},
-             "outputs": [{"path": "model.onnx", "sha256": "0" * 64, "bytes": 3}]}  # fmt: skip
-    model = {"bytes": 9, "peak_bytes": 9}
-    time = {"median_ms": 1.0, "p95_ms": 1.0}
-    kernels = {"runtime": "some", "linears": {"integer": 1, "all": 2}, "attention": {"integer": 0, "all": 0},
-               "as_floats": [{"name": "head", "reason": "none"}]}  # fmt: skip
-    runtime = {"float": model, "quantized": model, "kernels": kernels,
-               "latency": [{"batch": 1, "float": time, "quantized": time}]}  # fmt: skip
-    fidelity = {"n": 6, "agreement": 1.0, "agreement_interval": [0.6, 1.0], "kl": 0.1}
-    validation = {
-        "passed": True,
-        "gates": [{"name": "synthetic_kl", "value": 0.1, "limit": 0.2, "passed": True}],
-        "synthetic": fidelity,
-        "real": {**fidelity, "top1": 1.0, "teacher_top1": 1.0},
-        "runtimes": {"onnxruntime": runtime, "tensorrt": None},
-    }
-    return json.dumps(
-        {
-            "schema": 1, "recipe": json.loads(recipe), "versions": {"torch": "2"}, "validation": validation,
-            "teacher": {"name": "digits_vit", "sha256": "0" * 64, "num_classes": 10, "input_size": [1, 32, 32]},
-            "stages": [{"name": name, **stage} for name in NAMES],
-        }
-    ).encode()  # fmt: skip
+    output = Output("model.onnx", "0" * 64, 3)
+    product = FloatProduct("head", True, True, "MatMul", False, "none")
+    kernels = Kernels("some", "its graph", 0.5, {"MatMul": 1}, Counts(1, 2), Counts(0, 0), (product,))
+    model, times = ModelFile(9, 9), Times(1.0, 1.0)
+    runtime = OnnxRuntime(
+        "1", "cpu", True, model, model, (LatencyRow(1, times, times, 1.0),), 1.0, kernels
+    )  # fmt: skip
+    found = compare(torch.eye(6), torch.eye(6), torch.arange(6))
+    verdict = Verdict(
+        passed=True,
+        gates=(Gate("synthetic_kl", 0.1, 0.2, True),),
+        synthetic=OnKinds.all_of(found, {"leaves": found}),
+        real=Fidelity.of(found),
+        runtimes=Runtimes(runtime, None),
+        engine_graph=None,
+        onnx_against_torch=None,
+        layers=None,
+    )
+    metrics: dict[str, Any] = {"engines": [], "warnings": []}
+    manifest = Manifest(
+        recipe=json.loads(recipe),
+        teacher=TeacherRecord("digits_vit", "0" * 64, 10, (1, 32, 32)),
+        versions={"torch": "2"},
+        stages=tuple(StageRecord(name, "0" * 64, 1.0, False, (output,), metrics) for name in NAMES),
+        validation=verdict,
+    )
+    return write_manifest(manifest)
 
 
 def some_parquet(folder: Path) -> bytes:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from recording import RECORDS, add_teacher_arguments, write_record
 from timm.models.vision_transformer import VisionTransformer
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from calib.gptq import DAMPING, block_linears, round_model
@@ -36,12 +36,13 @@ from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import Calibration
 from calib.views import Views, dense_views, make_views
-from export.edge.compare import compare, wilson_interval
+from export.edge.compare import wilson_interval
 from inversion.confidence import confidence_by_stage, target_confidence
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.leaves import dead_leaves
 from inversion.teacher import DIGITS_VIT, InputSpec, Teacher, load_teacher
+from pipeline.judge.answers import Answers, Judge, Model, Pictures
 from pipeline.pictures.valdata import ValData, digits_held_out, open_val_data
 
 JITTER = 1.02
@@ -60,33 +61,27 @@ class ImageSet:
     about: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Exam:
-    """Real pictures in memory, and the teacher's logits of them [M, classes], which are computed once."""
+    """Real pictures in memory, and the judge of models on them, whose teacher answers once."""
 
-    pictures: list[Tensor]
-    labels: Tensor
-    teacher_logits: Tensor
+    def __init__(self, teacher: Teacher, val_data: ValData) -> None:
+        batches = list(val_data)
+        self.labels = torch.cat([labels for _, labels in batches])
+        self._judge = Judge(teacher.logits, Pictures("real", len(self.labels), lambda: batches, labelled=True))
 
-    @classmethod
-    def of(cls, teacher: Teacher, val_data: ValData) -> Exam:
-        pictures, labels = zip(*val_data, strict=True)
-        return cls(list(pictures), torch.cat(labels), logits(teacher.model, list(pictures)))
-
-    def judge(self, model: nn.Module) -> tuple[dict[str, Any], Tensor]:
+    def judge(self, model: Model) -> tuple[dict[str, Any], Tensor]:
         """The comparison of `model` with the teacher, and the KL of each picture [M], nats."""
-        return self.compare(logits(model, self.pictures))
+        found = self.answers(model)
+        return found.comparisons()["model"].to_dict(), divergence(found)
 
-    def compare(self, ours: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """As `judge`, of logits [M, classes]."""
-        q, p = (each.double().log_softmax(-1) for each in (ours, self.teacher_logits))
-        divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1)
-        return compare(self.teacher_logits.numpy(), ours.numpy(), self.labels.numpy()).to_dict(), divergence
+    def answers(self, model: Model) -> Answers:
+        return self._judge.answers({"model": model})
 
 
-@torch.inference_mode()
-def logits(model: nn.Module, pictures: list[Tensor]) -> Tensor:
-    return torch.cat([model(batch) for batch in pictures])
+def divergence(found: Answers) -> Tensor:
+    """KL of each picture [M], nats, of the exam's one model."""
+    q, p = (torch.from_numpy(logits).double().log_softmax(-1) for logits in (found.models["model"], found.teacher))
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
 
 def main() -> None:
@@ -100,7 +95,7 @@ def main() -> None:
         sets.append(dense_set(f"--leaves {args.leaves}", dead_leaves(teacher.spec, args.leaves, args.seed), teacher))
     if references:
         sets.append(dense_set(f"--real {args.real}", torch.cat([pictures for pictures, _ in references]), teacher))
-    exam = Exam.of(teacher, judges)
+    exam = Exam(teacher, judges)
     scheme = QuantScheme(args.bits, args.activations)
     student = insert_quantizers(teacher.model, scheme)
     dampings = [args.damping * JITTER**draw for draw in range(args.draws)]
@@ -115,7 +110,7 @@ def main() -> None:
         "activation_bits": scheme.activation_bits,
         "dampings": dampings,
         "pictures": len(judges),
-        "teacher_top1": float((exam.teacher_logits.argmax(1) == exam.labels).float().mean()),
+        "teacher_top1": rows[0]["draws"][0]["teacher_top1"],
         "rows": rows,
         "differences": differences(divergences),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from recording import write_record
 from rich.console import Console
 
+from inversion.machine import choose_device
 from inversion.teacher import load_teacher
 from pipeline.reproduce.bench import measure_inversion, results_table
 
@@ -26,8 +27,9 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--name", required=True)
     args = parser.parse_args()
-    teacher = load_teacher(args.teacher, args.checkpoint, random_weights=args.random_weights)
-    results = measure_inversion(teacher, args.batch, args.rounds, args.device, args.precision)
+    device = choose_device(args.device).type
+    teacher = load_teacher(args.teacher, args.checkpoint, random_weights=args.random_weights, device=device)
+    results = measure_inversion(teacher, args.batch, args.rounds, args.precision)
     Console(width=160).print(results_table(results))
     write_record(args.name, results)
 

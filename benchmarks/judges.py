@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from calib.fidelity import fidelity
 from calib.layers import quantized_layers
 from calib.qat import Trainer
-from calib.quantize import change_basis, material, quantizable, round_weights, set_ranges
+from calib.quantization import change_basis, material, quantizable, round_weights, set_ranges
 from calib.settings import VIEWS, Training
 from calib.views import Views, dense_views, make_views, split_held_out
 from inversion.errors import InputError
@@ -44,7 +44,7 @@ FIRST_UNSEEN = 100_000
 class Run:
     """What one training sees and moves."""
 
-    views: str
+    views: Any
     parts: str
     rate: float
 
@@ -80,7 +80,7 @@ def main() -> None:
     recipe = make_recipe({"teacher": args.teacher, "bits": args.bits, "effort": args.effort})
     runs = [Run.parse(text, recipe.training.learning_rate) for text in args.run]
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     show, held_out = material(teacher, images, recipe.calibration)
     scheme = recipe.quant_scheme()
     model, *_ = change_basis(teacher.model, scheme, recipe.basis)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from recording import add_teacher_arguments, write_record
 from torch import Tensor
@@ -23,6 +22,7 @@ from torchvision.transforms import v2
 from export.edge.compare import compare
 from export.edge.runtime import open_runtime
 from inversion.teacher import Teacher, load_teacher
+from pipeline.judge.answers import Judge, Pictures, of_runtime
 from pipeline.pictures.preprocess import colour_mode, transform
 from pipeline.record.manifest import load_manifest
 
@@ -40,9 +40,9 @@ def main() -> None:
     teacher = load_teacher(args.teacher, args.checkpoint)
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     images = torch.cat([crops(path, teacher, args.crops, number) for number, path in enumerate(paths)])
-    theirs = teacher.logits(images).numpy()
-    found = {run.name: judge(run, images, theirs, args.crops) for run in args.runs}
-    sure = torch.from_numpy(theirs).softmax(1).amax(1)
+    judge = Judge(teacher.logits, Pictures.of("crops", images, args.crops))
+    found = {run.name: judged(run, teacher, judge, args.crops) for run in args.runs}
+    sure = torch.from_numpy(judge.answers({}).teacher).softmax(1).amax(1)
     write_record(
         args.name,
         {
@@ -64,14 +64,15 @@ def crops(path: Path, teacher: Teacher, count: int, seed: int) -> Tensor:
     return torch.stack([see(cut(whole)) for _ in range(count)])
 
 
-def judge(run: Path, images: Tensor, theirs: NDArray[np.float32], crops_each: int) -> dict[str, Any]:
+def judged(run: Path, teacher: Teacher, judge: Judge, crops_each: int) -> dict[str, Any]:
     """Agreement and KL of the run's model, with intervals over pictures."""
     with open_runtime(run / "model.onnx") as runtime:
-        ours = np.concatenate([runtime.run({"input": part.numpy()})["logits"] for part in images.split(crops_each)])
-    groups = np.arange(len(images)).reshape(-1, crops_each)
+        answers = judge.answers({"model": of_runtime(runtime, teacher.spec)})
+    theirs, ours = answers.teacher, answers.models["model"]
+    groups = np.arange(len(theirs)).reshape(-1, crops_each)
     by_picture = [compare(theirs[rows], ours[rows]) for rows in groups]
     lot = np.random.default_rng(0).integers(len(groups), size=(DRAWS, len(groups)))
-    about: dict[str, Any] = {"bits": load_manifest(run)["recipe"]["bits"]}
+    about: dict[str, Any] = {"bits": load_manifest(run).bits}
     for measure in ("agreement", "kl"):
         values = np.array([getattr(found, measure) for found in by_picture])
         low, high = np.quantile(values[lot].mean(1), (0.025, 0.975))

@@ -112,7 +112,7 @@ def lay_out(data: Path) -> None:
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         path = data / "folder" / str(label) / f"{number}.{'webp' if number % 2 else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, **({"lossless": True} if number % 2 else {}))
+        Image.fromarray(picture).save(path, lossless=bool(number % 2))
     (data / "map.txt").write_text("".join(f"{digit}\n" for digit in range(10)), encoding="utf-8-sig")
     rows = [{"bytes": path.read_bytes(), "path": None} for path in sorted(data.glob("folder/*/*"))]
     numbers = [int(path.parent.name) for path in sorted(data.glob("folder/*/*"))]

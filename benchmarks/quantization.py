@@ -20,7 +20,7 @@ from image_quality import Exam, add_json_argument, open_pictures, save, split, s
 from recording import add_teacher_arguments
 from torch import Tensor
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from export.qdq import qdq_module
 from inversion.images import SparseImages, load_images
 from inversion.teacher import Teacher, load_teacher
@@ -42,7 +42,7 @@ def main() -> None:
     # all of them before any work: a wrong key of the last setting is told at once
     recipes = {setting: recipe(args, setting) for setting in args.setting}
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     rows, found = [], {}
     for setting, chosen in recipes.items():
         row, found[setting] = measure(teacher, images, chosen, exam)

@@ -18,7 +18,7 @@ from recording import add_teacher_arguments
 from torch import Generator
 from torch.nn import functional as F
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.sparse import patchify
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def cut_leaves(teacher: Teacher, trajectories: int, v: int) -> SparseImages:
-    """As `inversion.invert` gives them: of each picture v images of disjoint patches that tile it."""
+    """As `inversion.inverter` gives them: of each picture v images of disjoint patches that tile it."""
     generator, count = Generator().manual_seed(0), teacher.num_patches
     patches = patchify(dead_leaves(teacher.spec, trajectories, 0, first=FIRST), teacher.patch_size)
     size = count // v

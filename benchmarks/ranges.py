@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 from image_quality import Exam, add_json_argument, open_pictures, save, split, standard_error
 from recording import add_teacher_arguments
 
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import FISHER, RANGE_METHODS, Basis, Calibration, Rounding, Training
 from export.qdq import qdq_module
@@ -40,9 +41,10 @@ def main() -> None:
     add_json_argument(parser)
     args = parser.parse_args()
     teacher, images = load_teacher(args.teacher, args.checkpoint), load_images(args.images)
-    exam = Exam.of(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
+    exam = Exam(teacher, split(open_pictures(args, teacher.spec), args.limit, 0)[0])
     scheme, nearest = QuantScheme.parse(args.bits), Rounding(method="nearest")
     rows = []
+    views: Any
     for method, views in CHOICES:
         calibration = Calibration(method=method, views=views, leaves=args.leaves)
         result = quantize(teacher, images, scheme, Basis(method=args.basis), calibration, nearest, Training(updates=0))

@@ -14,6 +14,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from pipeline.record.manifest import of_json
+from pipeline.record.proof import Counts, Engine, Verdict
+
 RECORDS = Path(__file__).parent / "records"
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "limits.md", "reproduction.md")))
@@ -99,31 +102,32 @@ def _speed(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
 
 def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
     """A finished build: the quantized model beside the float one."""
-    real, runtime = record["validation"]["real"], record["validation"]["runtimes"]["onnxruntime"]
-    low, high = real["agreement_interval"]
-    bits = record["recipe"]["bits"]
-    engines = record["validation"]["runtimes"]["tensorrt"]
-    engine = ", ".join(f"{e['backend']} {e['arch']} {e['bytes'] / 1e6:.1f} MB, {_status(e)}" for e in engines)
+    verdict = of_json(Verdict, record["validation"])
+    assert verdict is not None
+    real, runtime, engines = verdict.real, verdict.runtimes.onnxruntime, verdict.runtimes.engines
+    assert real is not None
+    low, high = real.agreement_interval
+    engine = ", ".join(f"{e.backend} {e.arch} {e.bytes / 1e6:.1f} MB, {_status(e)}" for e in engines)
     rows = [
-        ("", "FP32", bits),
+        ("", "FP32", record["recipe"]["bits"]),
         ("---", "---:", "---:"),
-        (f"top-1, {real['n']} real pictures", _percent(real["teacher_top1"]), _percent(real["top1"])),
+        (f"top-1, {real.n} real pictures", _percent(real.teacher_top1), _percent(real.top1)),
         (
             "agreement with the teacher (95% interval)",
             "",
-            f"{_percent(real['agreement'])} ({_percent(low)} to {_percent(high)})",
+            f"{_percent(real.agreement)} ({_percent(low)} to {_percent(high)})",
         ),
-        ("KL to the teacher", "", f"{real['kl']:.4f}"),
-        ("ONNX file, MB", *(f"{runtime[key]['bytes'] / 1e6:.2f}" for key in ("float", "quantized"))),
+        ("KL to the teacher", "", f"{real.kl:.4f}"),
+        ("ONNX file, MB", *(f"{model.bytes / 1e6:.2f}" for model in (runtime.float32, runtime.quantized))),
         *(
-            (f"ONNX Runtime latency, batch {row['batch']}, FP32 = 1", "1.00", f"{row['ratio']:.2f}")
-            for row in runtime["latency"]
+            (f"ONNX Runtime latency, batch {row.batch}, FP32 = 1", "1.00", f"{row.ratio:.2f}")
+            for row in runtime.latency
         ),
-        ("linears on integer kernels, ONNX Runtime", "", _of(runtime["kernels"]["linears"])),
-        *((f"the same, {e['backend']} {e['arch']}", "", _of(e["kernels"]["linears"])) for e in engines),
+        ("linears on integer kernels, ONNX Runtime", "", _of(runtime.kernels.linears)),
+        *((f"the same, {e.backend} {e.arch}", "", _of(e.kernels.linears)) for e in engines),
     ]
     minutes = sum(record["seconds"].values()) / 60
-    about = f"{record['machine']}, ONNX Runtime {runtime['version']}, {minutes:.1f} minutes in its stages."
+    about = f"{record['machine']}, ONNX Runtime {runtime.version}, {minutes:.1f} minutes in its stages."
     return rows, " ".join([f"{about} Engine: {engine}.", *([record["note"]] if "note" in record else [])])
 
 
@@ -140,16 +144,17 @@ def _students(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
     return rows, f"{record['machine']}."
 
 
-def _of(counts: dict[str, int]) -> str:
-    return f"{counts['integer']} of {counts['all']}"
+def _of(counts: Counts) -> str:
+    return f"{counts.integer} of {counts.all}"
 
 
-def _percent(share: float) -> str:
+def _percent(share: float | None) -> str:
+    assert share is not None
     return f"{100 * share:.1f}%"
 
 
-def _status(engine: dict[str, Any]) -> str:
-    return "executed" if engine["executed"] else "built, not executed"
+def _status(engine: Engine) -> str:
+    return "executed" if engine.executed else "built, not executed"
 
 
 if __name__ == "__main__":

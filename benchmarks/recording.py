@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.record.versions import versions
 RECORDS = Path(__file__).parent / "records"
 
 
-def write_record(name: str, results: dict[str, Any], folder: Path = RECORDS) -> Path:
+def write_record(name: str, results: Mapping[str, Any], folder: Path = RECORDS) -> Path:
     """Write `<date>_<name>.json` with the command that is running; returns its path."""
     record = {
         "name": name,

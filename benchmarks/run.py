@@ -6,11 +6,15 @@ python benchmarks/run.py RUN --name demo
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from recording import write_record
 
-from pipeline.record.manifest import load_manifest
+from pipeline.record.manifest import load_finished, to_json
+
+PATHS = ("checkpoint", "val_data", "class_map")
+"""Of a recipe: a record names no places of one machine."""
 
 
 def main() -> None:
@@ -19,20 +23,17 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--note", help="What a reader must know beside the figures.")
     args = parser.parse_args()
-    manifest = load_manifest(args.run)
-    stages = {stage["name"]: stage for stage in manifest["stages"]}
-    recipe = {
-        key: value for key, value in manifest["recipe"].items() if key not in ("checkpoint", "val_data", "class_map")
-    }
+    manifest = load_finished(args.run)
+    recipe = {key: value for key, value in manifest.recipe.items() if key not in PATHS}
     write_record(
         args.name,
         {
             "recipe": recipe,
-            "teacher": manifest["teacher"],
-            "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-            "quantize": stages["quantize"]["metrics"],
-            "confidence_by_stage": stages["invert"]["metrics"]["confidence"],
-            "validation": manifest["validation"],
+            "teacher": asdict(manifest.teacher),
+            "seconds": {stage.name: stage.seconds for stage in manifest.stages},
+            "quantize": manifest.stage("quantize").metrics,
+            "confidence_by_stage": manifest.stage("invert").metrics["confidence"],
+            "validation": to_json(manifest.verdict),
             **({"note": args.note} if args.note else {}),
         },
     )

@@ -35,7 +35,7 @@ from export.edge.registry import available_backend, find_engine_backend, find_ru
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.teacher import load_teacher
-from pipeline.record.manifest import load_manifest
+from pipeline.record.manifest import Manifest, load_manifest
 
 BATCHES = (1, 8)
 ARCHS = ("sm86", "sm89", "sm120")
@@ -67,8 +67,8 @@ def measure(run: Path, rounds: int, int8_attention: bool) -> dict[str, Any]:
             engines += [{**engine, "attention": "int8"} for engine in build_all(path, folder)]
             attention = find_runtime("cpu").kernels(path).to_dict()
     return {
-        "teacher": manifest["teacher"]["name"],
-        "bits": manifest["recipe"]["bits"],
+        "teacher": manifest.teacher.name,
+        "bits": manifest.bits,
         "bytes": {path.name: path.stat().st_size for path in sorted(run.glob("*.onnx"))},
         "latency": latency,
         "kernels": find_runtime("cpu").kernels(run / "model.onnx").to_dict(),
@@ -128,10 +128,10 @@ def build_all(model: Path, folder: Path) -> list[dict[str, Any]]:
     return specs
 
 
-def export_int8_attention(run: Path, manifest: dict[str, Any], path: Path) -> None:
+def export_int8_attention(run: Path, manifest: Manifest, path: Path) -> None:
     """The run's weights with attention's products quantized."""
     weights = QuantizedWeights.load(run / "quantized.safetensors")
-    teacher = load_teacher(manifest["recipe"]["teacher"], manifest["recipe"]["checkpoint"])
+    teacher = load_teacher(manifest.recipe["teacher"], manifest.recipe["checkpoint"])
     steps = {
         f"{name}.{part}_step": torch.tensor(STEP) for name in attention_layers(teacher.model) for part in QUANTIZERS
     }

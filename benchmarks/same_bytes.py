@@ -40,6 +40,7 @@ import torch
 from inversion.machine import settle_sums
 from pipeline.show.display import Display
 from pipeline.recipe.resolve import make_recipe
+from pipeline.record.manifest import TeacherRecord
 from pipeline.run.folder import RunFolder
 from pipeline.run.build import run_stage
 from pipeline.run.job import Places
@@ -53,7 +54,7 @@ for number in range(int(sys.argv[5])):
         recipe = make_recipe(flags, None, overrides)
         stages = Invert(), Quantize()
         job = preflight(recipe, torch.device("cpu"), Places.run(run.path), Display(quiet=True), stages)
-        run.begin(recipe.to_dict(), {"name": "digits_vit", "sha256": job.teacher.sha256})
+        run.begin(recipe.to_dict(), TeacherRecord.of(job.teacher))
         for stage in stages:
             run_stage(stage, job, run)
     found = sorted(path for pattern in files for path in run.path.glob(pattern))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -58,7 +59,7 @@ def train(cnn: nn.Module, epochs: int) -> None:
     cnn.eval()
 
 
-def _for_cnn(cnn: nn.Module, images: Tensor) -> Tensor:
+def _for_cnn(cnn: Any, images: Tensor) -> Tensor:
     """From the teacher's normalisation to the CNN's own."""
     cfg = cnn.pretrained_cfg
     return (images * SPEC.std[0] + SPEC.mean[0] - cfg["mean"][0]) / cfg["std"][0]

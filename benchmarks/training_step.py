@@ -21,13 +21,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from calib.lsq import learn_steps
 from calib.qat import Lessons
-from calib.quantize import material
+from calib.quantization import material
 from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import Calibration, Training
 from inversion.images import load_images
 from inversion.machine import prefer_plain_attention
-from inversion.teacher import Teacher, load_teacher
+from inversion.teacher import load_teacher
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     student = insert_quantizers(teacher.model, QuantScheme.parse(args.bits))
     calibrate(student, teacher.model, show("mosaic"), held_out, Calibration(method="max"))
     kinds = {
-        kind: update_of(teacher, copy.deepcopy(student), Lessons(teacher.model, show(kind), settings))
+        kind: update_of(copy.deepcopy(student), Lessons(teacher.model, show(kind), settings))
         for kind in ("mosaic", "sparse")
         for settings in [Training(views=kind, batch=args.batch, crops=False)]
     }
@@ -60,12 +60,12 @@ def main() -> None:
     write_record(f"training_step_{args.teacher}", {**results, "sparse_to_dense": medians["sparse"] / medians["mosaic"]})
 
 
-def update_of(teacher: Teacher, student: VisionTransformer, lessons: Lessons) -> Callable[[], None]:
+def update_of(student: VisionTransformer, lessons: Lessons) -> Callable[[], None]:
     """One update of `student`, as `calib.qat.train` makes it."""
     learn_steps(student)
     student.requires_grad_(True)
     if lessons.half:
-        prefer_plain_attention(student, teacher.device)
+        prefer_plain_attention(student)
     optimizer = torch.optim.Adam(student.parameters(), 1e-6, fused=True)
 
     def update() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from inversion.errors import InputError
+from inversion.plainvit import Module, PlainViT
 
 QUANTIZERS = {
     "q": "q_bmm_quantizer",
@@ -55,12 +55,12 @@ class QuantAttention(Attention):
         return self.proj_drop(self.proj(x))
 
 
-def attention_layers(model: VisionTransformer) -> dict[str, Any]:
+def attention_layers(model: PlainViT) -> dict[str, Any]:
     """Each block's attention, by timm name.
 
     Raises `InputError` for attention of another kind than timm's plain one, which could not be quantized.
     """
-    found = {f"blocks.{number}.attn": block.attn for number, block in enumerate(model.blocks)}
+    found: dict[str, Any] = {f"blocks.{number}.attn": block.attn for number, block in enumerate(model.blocks)}
     for name, layer in found.items():
         if type(layer) not in (Attention, QuantAttention) or layer.gate is not None:
             kind = "gated attention" if type(layer) is Attention else type(layer).__name__
@@ -68,7 +68,7 @@ def attention_layers(model: VisionTransformer) -> dict[str, Any]:
     return found
 
 
-def attention_quantizers(model: VisionTransformer) -> dict[str, Any]:
+def attention_quantizers(model: Module) -> dict[str, Any]:
     """The quantizers of all `QuantAttention`s as `blocks.0.attn.q`, with q, k, softmax or v; none in a plain model."""
     return {
         f"{name}.{part}": getattr(layer, quantizer)

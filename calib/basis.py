@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from timm.layers import LayerScale, RmsNorm
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.views import Views
+from inversion.plainvit import PlainViT, heads_of, tokens_of
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)
 """What commutes with a rotation once its scale is folded."""
@@ -47,7 +47,7 @@ class Rotations:
 
 
 @torch.no_grad()
-def fold(model: VisionTransformer) -> tuple[VisionTransformer, tuple[str, ...]]:
+def fold(model: PlainViT) -> tuple[PlainViT, tuple[str, ...]]:
     """A copy of `model` that computes the same with every LayerScale taken into the linear before it and every norm's
     scale and shift into the linears behind it; and a sentence for each thing that could not be folded or will stand
     in the way of a rotation."""
@@ -62,19 +62,19 @@ def fold(model: VisionTransformer) -> tuple[VisionTransformer, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def rotate(model: VisionTransformer, rotations: Rotations) -> VisionTransformer:
+def rotate(model: PlainViT, rotations: Rotations) -> PlainViT:
     """A copy of `model`, made by `fold`, that computes the same in the basis of `rotations`. The products are taken in
     float64."""
-    rotated = copy.deepcopy(model)
+    rotated, device = copy.deepcopy(model), model.pos_embed.device
     for name, values in rotations.values.items():
-        _rotate_values(rotated.get_submodule(name), values.double())
+        _rotate_values(rotated.get_submodule(name), values.to(device, torch.float64))
     if rotations.stream is not None:
-        _rotate_stream(rotated, rotations.stream.double())
+        _rotate_stream(rotated, rotations.stream.to(device, torch.float64))
     return rotated
 
 
 @torch.no_grad()
-def centre(model: VisionTransformer, views: Views) -> VisionTransformer:
+def centre(model: PlainViT, views: Views) -> PlainViT:
     """A copy of `model` that computes the same, in which what each norm gives has mean 0 in each channel on `views`:
     the mean leaves by the norm's shift and comes back by the bias of the linears behind it. Norms and linears without
     a place for it stay."""
@@ -103,41 +103,33 @@ def centre(model: VisionTransformer, views: Views) -> VisionTransformer:
     return centred
 
 
-def rotates(model: VisionTransformer) -> bool:
+def rotates(model: PlainViT) -> bool:
     """Whether the residual stream of `model`, made by `fold`, can be rotated."""
     ahead = (model.patch_embed.norm, model.norm_pre)
     return all(_commutes(norm) for norm in (*ahead, *(norm for norm, _ in _readers(model))))
 
 
-def value_attentions(model: VisionTransformer) -> dict[str, Any]:
+def value_attentions(model: PlainViT) -> dict[str, Any]:
     """Each attention whose values can be rotated, by timm name: nothing may stand between them and attn.proj."""
     found = {f"blocks.{number}.attn": block.attn for number, block in enumerate(model.blocks)}
     return {name: attention for name, attention in found.items() if isinstance(attention.norm, nn.Identity)}
 
 
-def _readers(model: VisionTransformer) -> Iterator[tuple[nn.Module, list[Any]]]:
+def _readers(model: PlainViT) -> Iterator[tuple[nn.Module, list[Any]]]:
     """Each norm behind the stream, with the linears that read what it gives."""
     for block in model.blocks:
         yield block.norm1, [block.attn.qkv]
         yield block.norm2, [block.mlp.fc1]
     last = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
-    yield last, [head for head in (model.head, getattr(model, "head_dist", None)) if head is not None]
+    yield last, heads_of(model)
 
 
-def _writers(model: VisionTransformer) -> Iterator[Any]:
+def _writers(model: PlainViT) -> Iterator[Any]:
     """Each layer whose output is added to the stream."""
     yield model.patch_embed.proj
     for block in model.blocks:
         yield block.attn.proj
         yield block.mlp.fc2
-
-
-def _tokens(model: VisionTransformer) -> Iterator[Tensor]:
-    """Each parameter [..., D] that is part of the stream."""
-    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-        token = getattr(model, name, None)
-        if token is not None:
-            yield token
 
 
 def _fold_layer_scale(scale: nn.Module, linear: Any) -> nn.Module:
@@ -177,7 +169,7 @@ def _commutes(norm: nn.Module) -> bool:
     return isinstance(norm, NORMS) and (norm.weight is None or bool((norm.weight == norm.weight[0]).all()))
 
 
-def _obstacles(folded: VisionTransformer) -> tuple[str, ...]:
+def _obstacles(folded: PlainViT) -> tuple[str, ...]:
     found = []
     for name in ("patch_embed.norm", "norm_pre"):
         if not _commutes(folded.get_submodule(name)):
@@ -205,7 +197,7 @@ def _rotate_values(attention: Any, rotations: Tensor) -> None:
     proj.copy_(columns.reshape(proj.shape))
 
 
-def _rotate_stream(model: VisionTransformer, rotation: Tensor) -> None:
+def _rotate_stream(model: PlainViT, rotation: Tensor) -> None:
     for norm, linears in _readers(model):
         _rotate_shift(norm, rotation)
         for linear in linears:
@@ -217,7 +209,7 @@ def _rotate_stream(model: VisionTransformer, rotation: Tensor) -> None:
         weight.copy_((rotation.T @ weight.double().flatten(1)).view(weight.shape))
         if writer.bias is not None:
             writer.bias.copy_(writer.bias.double() @ rotation)
-    for token in _tokens(model):
+    for token in tokens_of(model):
         token.copy_(token.double() @ rotation)
 
 

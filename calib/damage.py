@@ -13,18 +13,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.fidelity import Fidelity, fidelity
 from calib.layers import quantized_layers
-from calib.quantize import OnPhase, change_basis, material, quantizable, set_ranges
+from calib.quantization import change_basis, material, quantizable, set_ranges
 from calib.ranges import input_quantizers, insert_quantizers
 from calib.scheme import FLOAT_BITS, LayerBits, QuantScheme
 from calib.settings import JUDGES, Basis, Calibration
 from calib.views import Views, dense_views
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
+from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 from inversion.teacher import Teacher
 
 RAISED_BITS = 8
@@ -82,7 +83,7 @@ def judging_material(
 ) -> tuple[Views, Views, Views]:
     """(what sets ranges, what judges a layer, what judges a whole model), the last at least `pictures` long.
 
-    A layer is judged by the dead leaves that judge in `calib.quantize`; a whole model by these and
+    A layer is judged by the dead leaves that judge in `calib.quantization`; a whole model by these and
     as many leaves more as are wanting. None of them sets ranges.
     """
     show, held_out = material(teacher, images, settings)
@@ -107,23 +108,24 @@ class Probe:
         judge: Views,
         basis: Basis,
         calibration: Calibration,
-        on_phase: OnPhase | None = None,
+        progress: Progress = quiet,
     ) -> None:
         """Raises `InputError` where `scheme` asks for what the teacher does not have."""
         self.teacher, self.scheme = teacher.model, scheme
-        model, *_ = change_basis(teacher.model, scheme, basis, on_phase)
+        model, *_ = change_basis(teacher.model, scheme, basis, progress)
         self.student = quantizable(model, scheme, images)
         self.inputs = input_quantizers(self.student)
-        set_ranges(self.student, model, images, judge, calibration, on_phase)
+        set_ranges(self.student, model, images, judge, calibration, progress)
         self.layers = quantized_layers(self.student)
         self._raised = _weight_ranges(insert_quantizers(model, raised_scheme(scheme, self.layers)))
         self._given = _weight_ranges(self.student)
 
-    def damage(self, judge: Views, on_step: OnStep | None = None) -> tuple[LayerDamage, ...]:
-        """Every layer by itself on `judge`, in the model's order; `on_step` counts quantizers."""
+    def damage(self, judge: Views, progress: Progress = quiet) -> tuple[LayerDamage, ...]:
+        """Every layer by itself on `judge`, in the model's order; `progress` counts quantizers."""
         teacher_logits, found, done = judge.logits(self.teacher), [], 0
         weights = {name: layer.weight_quantizer for name, layer in self.layers.items()}
         everything = [*self.inputs.values(), *weights.values()]
+        total = len(self.layers) + sum(name in self.layers for name in self.inputs)
 
         def alone(quantizer: Any) -> float:
             nonlocal done
@@ -131,8 +133,7 @@ class Probe:
             kl = fidelity(self.student, judge, teacher_logits).kl
             quantizer.disable_quant()
             done += 1
-            if on_step:
-                on_step(done, kl)
+            progress("layers", done, total, kl)
             return kl
 
         for quantizer in everything:
@@ -145,7 +146,7 @@ class Probe:
             quantizer.enable_quant()
         return tuple(found)
 
-    def model(self, raised: Collection[str]) -> VisionTransformer:
+    def model(self, raised: Collection[str]) -> PlainViT:
         """The whole model, with the weights of the layers `raised` at 8 bits; the next call changes it."""
         for name, layer in self.layers.items():
             bits, ranges = self.scheme.layer(name).weight, self._given
@@ -157,13 +158,13 @@ class Probe:
 
 
 def mixed_scheme(
-    probe: Probe, damages: Collection[LayerDamage], judge: Views, max_drop: float, on_step: OnStep | None = None
+    probe: Probe, damages: Collection[LayerDamage], judge: Views, max_drop: float, progress: Progress = quiet
 ) -> tuple[Fidelity, Mixed]:
     """What `probe.scheme` gives as it is, and the mixture with the fewest raised layers within `max_drop` points.
 
     Weights are raised in the order of the KL that an added bit buys back, most first. How many of that order are
     needed is found by bisection, the whole model measured each time, so that it is the fewest where every raised
-    layer helps. `on_step` counts measurements.
+    layer helps. `progress` counts measurements.
     """
     order = [layer.name for layer in sorted(damages, key=lambda layer: -layer.kl_per_bit)]
     order = [name for name in order if probe.scheme.layer(name).weight < RAISED_BITS]
@@ -172,8 +173,7 @@ def mixed_scheme(
     def fits(count: int) -> bool:
         if count not in measured:
             measured[count] = fidelity(probe.model(order[:count]), judge, teacher_logits)
-            if on_step:
-                on_step(len(measured), measured[count].kl)
+            progress("mixed scheme", len(measured), most_measurements(len(order)), measured[count].kl)
         return estimated_drop(measured[count]) <= max_drop
 
     count = fewest(len(order), fits)
@@ -209,5 +209,5 @@ def mean_weight_bits(scheme: QuantScheme, damages: Collection[LayerDamage]) -> f
     return sum(layer.parameters * scheme.layer(layer.name).weight for layer in damages) / total
 
 
-def _weight_ranges(model: VisionTransformer) -> dict[str, Tensor]:
+def _weight_ranges(model: PlainViT) -> dict[str, Tensor]:
     return {name: layer.weight_quantizer.amax.clone() for name, layer in quantized_layers(model).items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from inversion.plainvit import PlainViT
 from inversion.sparse import embed
 
 
-def forward_features(model: VisionTransformer, patches: Tensor, kept: Tensor) -> tuple[Tensor, list[Tensor]]:
+def forward_features(model: PlainViT, patches: Tensor, kept: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits [B, num_classes] as `sparse_forward` gives them, and the tokens [B, prefix + K, D] behind each block."""
     tokens, behind = embed(model, patches, kept), []
     for block in model.blocks:

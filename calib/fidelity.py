@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from calib.views import Views
-
-OnStep = Callable[[int, float], None]
-"""Called with (steps done, KL to the teacher now)."""
+from inversion.plainvit import PlainViT
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +29,7 @@ def kl_to_teacher(logits: Tensor, teacher_logits: Tensor, temperature: float = 1
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
-def fidelity(model: VisionTransformer, views: Views, teacher_logits: list[Tensor]) -> Fidelity:
+def fidelity(model: PlainViT, views: Views, teacher_logits: list[Tensor]) -> Fidelity:
     """Of `model` on `views`, whose teacher logits are given a tensor a group."""
     ours, theirs = torch.cat(views.logits(model)).double(), torch.cat(teacher_logits).double()
     agreement = (ours.argmax(-1) == theirs.argmax(-1)).double().mean()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 from inversion.sparse import sparse_forward
 
 DRAWS = 2
@@ -20,20 +20,18 @@ AT_ONCE = 8
 
 
 def answer_gradients(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     modules: Mapping[str, nn.Module],
     of: str,
     generator: Generator,
-    on_image: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """For `AT_ONCE` images at a time, in the order of `views`, and by the names of `modules`, parts of `model`: what
     each takes (`of` "inputs") or gives ("outputs"), [B, ...], and the gradients of log p(y | image) to it,
     [DRAWS, B, ...], for answers y drawn from what `model` itself says.
 
-    `on_image` is called with the number of images done. Raises `InputError` where the answers are not finite.
+    Raises `InputError` where the answers are not finite.
     """
-    done = 0
     for patches, kept in views.batches(AT_ONCE):
         with _watching(modules, of) as seen, torch.enable_grad():
             answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
@@ -46,9 +44,11 @@ def answer_gradients(
             name: (value.detach(), torch.stack(gradients))
             for (name, value), *gradients in zip(seen.items(), *found, strict=True)
         }
-        done += len(kept)
-        if on_image:
-            on_image(done)
+
+
+def images_of(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """How many images one part of what `answer_gradients` gives is of."""
+    return len(next(iter(gradients.values()))[0])
 
 
 @contextmanager

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.attention import attention_quantizers
 from calib.layers import layer_bits, quantized_layers
 from calib.scheme import FLOAT_BITS, QuantScheme, integer_range
 from calib.weights import QuantizedWeights
+from inversion.plainvit import PlainViT
 from inversion.teacher import Teacher
 
 
 @torch.no_grad()
-def freeze(student: VisionTransformer, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
+def freeze(student: PlainViT, teacher: Teacher, scheme: QuantScheme) -> QuantizedWeights:
     """Integers and steps of a trained module."""
     layers = layer_bits(student, scheme)
     tensors: dict[str, Tensor] = {}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.layers import quantized_layers
 from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import Module, PlainViT
+from inversion.progress import Progress, quiet
 
 DAMPING = 0.1
 """Share of the Hessian's mean diagonal that is added to the diagonal (section 4, step 3). The paper takes 1%, of real
@@ -27,19 +29,19 @@ BLOCK = 128
 """Columns whose errors reach the columns behind them in one matrix product."""
 
 
-def block_linears(model: VisionTransformer) -> dict[str, Any]:
+def block_linears(model: PlainViT) -> dict[str, Any]:
     """The attention and MLP linears by timm name, in the order in which they run."""
     return {name: layer for name, layer in quantized_layers(model).items() if name.startswith("blocks.")}
 
 
 @torch.no_grad()
 def round_model(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     scales: Mapping[str, Tensor],
     bits: Mapping[str, int],
     damping: float = DAMPING,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = quiet,
     saliency: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Change those `block_linears` of `model` that `bits` names so that rounding them to nearest is GPTQ's rounding;
@@ -50,7 +52,7 @@ def round_model(
     middle of every cell before it changes an integer. `model` must quantize these weights, by those scales.
 
     A layer's inputs are what `views` bring it behind all layers that were rounded before; where `model` quantizes its
-    inputs, they are those before that. `on_layer` is called with the number of layers done.
+    inputs, they are those before that. `progress` counts layers.
 
     `saliency` (`calib.saliency`, a table a batch of `views`) says how much each token [B, T, G] counts for each of G
     groups of a layer's outputs; without it all count alike.
@@ -76,14 +78,13 @@ def round_model(
             ]
             integers[name], latent = (torch.cat(part) for part in zip(*rounded, strict=True))
             layer.weight.copy_(latent)
-            if on_layer:
-                on_layer(len(integers))
+            progress("rounding", len(integers), len(bits), math.nan)
         tokens = [block(batch) for batch in tokens]
     return integers
 
 
 def layer_hessians(
-    layer: nn.Linear, block: nn.Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
+    layer: nn.Linear, block: Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
 ) -> Tensor:
     """Sums of x x^T [G, in, in] (float64) over the inputs x that `layer` gets when `block` runs on `tokens` [B, T, D],
     for each group of outputs times what the token counts there, `saliency` [B, T, G]; without it one sum."""
@@ -170,14 +171,14 @@ class _SeenEnough(Exception):
     """Ends a forward pass that has shown what it was run for."""
 
 
-def _first_tokens(model: VisionTransformer, views: Views) -> list[Tensor]:
+def _first_tokens(model: PlainViT, views: Views) -> list[Tensor]:
     """What the first block gets, batch by batch [B, T, D]."""
     tokens: list[Tensor] = []
     _run_hooked(model.blocks[0], lambda _, inputs: tokens.append(inputs[0]), lambda: views.logits(model))
     return tokens
 
 
-def _run_hooked(module: nn.Module, see: Callable[[nn.Module, tuple[Any, ...]], None], run: Callable[[], Any]) -> None:
+def _run_hooked(module: Module, see: Callable[[nn.Module, tuple[Any, ...]], None], run: Callable[[], Any]) -> None:
     """`run()` while `see` gets the inputs of `module`."""
     hook = module.register_forward_pre_hook(see)
     try:

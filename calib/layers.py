@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 from timm.layers import GELU, GELUTanh, Mlp, QuickGELU
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from calib.attention import attention_layers
 from calib.scheme import LayerBits, QuantScheme
+from inversion.plainvit import Module, PlainViT
 
 LINEAR = (nn.Linear, nn.Conv2d)
 ONE_SIDED = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh, QuickGELU)
 """Activations that never fall far below 0."""
 
 
-def quantized_layers(model: VisionTransformer) -> dict[str, Any]:
-    """Every linear, the patch embedding and the head, by timm name."""
+def quantized_layers(model: Module) -> dict[str, Any]:
+    """Every linear of a model or of a part of one, the patch embedding and the head, by timm name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
 
 
-def layer_bits(model: VisionTransformer, scheme: QuantScheme) -> dict[str, LayerBits]:
+def layer_bits(model: PlainViT, scheme: QuantScheme) -> dict[str, LayerBits]:
     """What `scheme` gives each quantized layer; below 8 bits, inputs straight from a GELU or its like are one-sided."""
     found = {name: scheme.layer(name) for name in quantized_layers(model)}
     for number, block in enumerate(model.blocks):
@@ -33,7 +33,7 @@ def layer_bits(model: VisionTransformer, scheme: QuantScheme) -> dict[str, Layer
     return found
 
 
-def require_layers(model: VisionTransformer, scheme: QuantScheme) -> None:
+def require_layers(model: PlainViT, scheme: QuantScheme) -> None:
     """Raises `InputError` where `scheme` asks for what `model` has not: a layer's name, or attention that quantizes."""
     scheme.check(quantized_layers(model))
     if scheme.attention != "float":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
 from calib.augment import random_crops
@@ -12,6 +11,7 @@ from calib.fidelity import kl_to_teacher
 from calib.settings import Training
 from calib.views import Views
 from inversion.machine import choose_precision
+from inversion.plainvit import PlainViT
 from inversion.sparse import patchify, sparse_forward, unpatchify
 
 
@@ -22,7 +22,7 @@ class Lessons:
     its blocks count too, anew.
     """
 
-    def __init__(self, teacher: VisionTransformer, images: Views, settings: Training) -> None:
+    def __init__(self, teacher: PlainViT, images: Views, settings: Training) -> None:
         self.teacher, self.images, self.settings = teacher, images, settings
         self.generator = Generator().manual_seed(settings.seed)
         self.rows = [_Rows(len(kept), self.generator) for _, kept in images.groups]
@@ -31,7 +31,7 @@ class Lessons:
         once = not settings.crops and not settings.feature_weight
         self.logits = images.logits(teacher) if once else None
 
-    def next(self, student: VisionTransformer) -> tuple[Tensor, Tensor]:
+    def next(self, student: PlainViT) -> tuple[Tensor, Tensor]:
         """(loss, KL to the teacher alone, detached) of `student` on the next batch."""
         group, rows = self.draw()
         patches, kept = (part[rows] for part in self.images.groups[group])
@@ -41,9 +41,7 @@ class Lessons:
         divergence, errors = self._compare(student, patches, kept, known)
         return divergence + self.settings.feature_weight * errors, divergence.detach()
 
-    def _compare(
-        self, student: VisionTransformer, patches: Tensor, kept: Tensor, known: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _compare(self, student: PlainViT, patches: Tensor, kept: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
         temperature, errors = self.settings.temperature, patches.new_zeros(())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             if self.settings.feature_weight:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from modelopt.torch.quantization.nn import TensorQuantizer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.attention import attention_quantizers
 from calib.layers import quantized_layers
 from calib.quantizer import bounds_of
+from inversion.plainvit import PlainViT
 
 SMALLEST_STEP = 1e-8
 
@@ -64,7 +64,7 @@ class LSQQuantizer(TensorQuantizer):
         return LSQFunction.apply(inputs, self.step, *self.bounds, scale)
 
 
-def learn_steps(model: VisionTransformer) -> list[nn.Parameter]:
+def learn_steps(model: PlainViT) -> list[nn.Parameter]:
     """Turn every enabled quantizer of `model` into one that learns its step; returns the steps."""
     quantizers = [
         part for layer in quantized_layers(model).values() for part in (layer.input_quantizer, layer.weight_quantizer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from calib.settings import Training
 from inversion.errors import MachineError
 from inversion.machine import choose_precision, free_memory
+from inversion.plainvit import PlainViT
 
 NUMBERS_PER_TOKEN_WIDTH = 52
 """What a block keeps of a token for the backward pass, fake quantization among it, over the token's width: DeiT-Tiny's
@@ -16,7 +16,7 @@ WEIGHT_COPIES = 8
 """Teacher, student, its fake-quantized weights and gradient, Adam's two moments, the average, the best state."""
 
 
-def training_bytes(model: VisionTransformer, training: Training, device: torch.device) -> int:
+def training_bytes(model: PlainViT, training: Training, device: torch.device) -> int:
     """An estimate of what training `model` so takes, without its images."""
     tokens = model.patch_embed.num_patches + model.num_prefix_tokens
     half = choose_precision(training.precision, device) == torch.bfloat16
@@ -24,7 +24,7 @@ def training_bytes(model: VisionTransformer, training: Training, device: torch.d
     return training.batch * kept + 4 * WEIGHT_COPIES * sum(parameter.numel() for parameter in model.parameters())
 
 
-def require_training_memory(model: VisionTransformer, training: Training) -> None:
+def require_training_memory(model: PlainViT, training: Training) -> None:
     """Raises `MachineError` where the memory of the CPU that trains is not enough."""
     device = model.pos_embed.device
     need, free = training_bytes(model, training, device), free_memory()

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from calib.fidelity import Fidelity, OnStep, fidelity
+from calib.fidelity import Fidelity, fidelity
 from calib.lessons import Lessons
 from calib.lsq import keep_positive, learn_steps
 from calib.settings import Training
@@ -21,6 +20,8 @@ from calib.training_checkpoint import Checkpoint
 from calib.views import Views
 from inversion.errors import NumericalError
 from inversion.machine import prefer_plain_attention
+from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Outcome:
 
 
 def train(
-    student: VisionTransformer,
-    teacher: VisionTransformer,
+    student: PlainViT,
+    teacher: PlainViT,
     images: Views,
     held_out: Views,
     settings: Training,
-    on_update: OnStep | None = None,
+    progress: Progress = quiet,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
@@ -62,8 +63,7 @@ def train(
         if checkpoint and (checkpoint.due or not trainer.done):
             checkpoint.save(trainer.tensors(), trainer.about())
         divergence = trainer.update()
-        if on_update:
-            on_update(trainer.done, divergence)
+        progress("training", trainer.done, settings.updates, divergence)
     return trainer.conclude()
 
 
@@ -72,8 +72,8 @@ class Trainer:
 
     def __init__(
         self,
-        student: VisionTransformer,
-        teacher: VisionTransformer,
+        student: PlainViT,
+        teacher: PlainViT,
         images: Views,
         held_out: Views,
         settings: Training,
@@ -82,10 +82,11 @@ class Trainer:
         self.steps = learn_steps(student)
         self.lessons = Lessons(teacher, images, settings)
         if self.lessons.half:
-            prefer_plain_attention(student, self.lessons.device)
+            prefer_plain_attention(student)
         self.optimizer = _optimizer(student, self.steps, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: _rate(done, settings))
-        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
+        module: Any = student  # an nn.Module, as torch's average wants it
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
         self.best = _Best(held_out, held_out.logits(teacher))
 
     def goes_on(self) -> bool:
@@ -100,7 +101,8 @@ class Trainer:
         self.schedule.step()
         keep_positive(self.steps)
         if self.average:
-            self.average.update_parameters(self.student)
+            module: Any = self.student
+            self.average.update_parameters(module)
         self.done += 1
         _require_finite(loss, self.done, self.settings)
         every = max(1, math.ceil(self.settings.updates / self.settings.checks))
@@ -163,7 +165,7 @@ class _Best:
         self.update, self.averaged, self.stale = 0, False, 0
         self.history: list[tuple[int, Fidelity]] = []
 
-    def check(self, student: VisionTransformer, average: Any | None, update: int) -> None:
+    def check(self, student: PlainViT, average: Any | None, update: int) -> None:
         """Judge `student` and, where there is one, the average; the better of both enters the history."""
         judged = [(fidelity(model, self.held_out, self.logits), model) for model in (student, average) if model]
         now, model = min(judged, key=lambda pair: pair[0])
@@ -181,7 +183,7 @@ class _Best:
         self.fidelity = dict(history)[update]
 
 
-def _optimizer(student: VisionTransformer, steps: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+def _optimizer(student: PlainViT, steps: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
     chosen = {id(step) for step in steps}
     student.requires_grad_(True)
     weights = [parameter for parameter in student.parameters() if id(parameter) not in chosen]
@@ -200,7 +202,7 @@ def _rate(done: int, settings: Training) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done / max(settings.updates, 1), 1)))
 
 
-def _snapshot(student: VisionTransformer) -> dict[str, Tensor]:
+def _snapshot(student: PlainViT) -> dict[str, Tensor]:
     return copy.deepcopy(student.state_dict())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -15,18 +15,19 @@ import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.config import QuantizerAttributeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, fidelity
-from calib.fisher import answer_gradients
+from calib.fisher import answer_gradients, images_of
 from calib.layers import layer_bits, quantized_layers
 from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 
 Quantizers = dict[str, TensorQuantizer]
 
@@ -40,7 +41,7 @@ SMALLEST_RANGE = 1e-30
 """Inputs that are all but 0 would get a step below float32's normal numbers, and be divided by 0."""
 
 
-def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTransformer:
+def insert_quantizers(model: PlainViT, scheme: QuantScheme) -> PlainViT:
     """A copy of `model` with ModelOpt quantizers on the inputs and weights of all linears and, where `scheme` asks
     for it, on the inputs of attention's products.
 
@@ -73,7 +74,7 @@ def insert_quantizers(model: VisionTransformer, scheme: QuantScheme) -> VisionTr
     return quantized
 
 
-def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
+def input_quantizers(model: PlainViT) -> dict[str, TensorQuantizer]:
     """The activation quantizers that the scheme asks for: those of inputs by the layer's name, those of attention's
     products as `blocks.0.attn.q`."""
     named = {name: getattr(module, "input_quantizer", None) for name, module in model.named_modules()}
@@ -81,25 +82,25 @@ def input_quantizers(model: VisionTransformer) -> dict[str, TensorQuantizer]:
     return {name: quantizer for name, quantizer in named.items() if quantizer is not None and quantizer.is_enabled}
 
 
-def some_ranges(model: VisionTransformer) -> None:
+def some_ranges(model: PlainViT) -> None:
     """Give every activation quantizer a range of 1, in a model whose ranges are to be loaded."""
     for quantizer in input_quantizers(model).values():
-        quantizer.amax = torch.tensor(1.0)
+        quantizer.amax = torch.tensor(1.0, device=model.pos_embed.device)
         quantizer.enable_quant()
 
 
 def calibrate(
-    model: VisionTransformer,
-    teacher: VisionTransformer,
+    model: PlainViT,
+    teacher: PlainViT,
     images: Views,
     held_out: Views,
     settings: Calibration,
-    on_image: Callable[[int], None] | None = None,
+    progress: Progress = quiet,
 ) -> tuple[str, dict[str, Fidelity]]:
     """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
 
-    `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `on_image` is called with
-    the number of images that `fisher` has seen.
+    `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `progress` counts
+    the images that `fisher` has seen.
     """
     quantizers, teacher_logits = input_quantizers(model), held_out.logits(teacher)
     methods = RANGE_METHODS if settings.method == AUTO else (settings.method,)
@@ -110,10 +111,10 @@ def calibrate(
     found: dict[str, dict[str, Tensor]] = {}
     for method in methods:
         if method == FISHER:
-            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, on_image)
+            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, progress)
         else:
             for quantizer in quantizers.values():
-                _set_range(quantizer, method)
+                _set_range(quantizer, method, model.pos_embed.device)
         tried[method] = fidelity(model, held_out, teacher_logits)
         found[method] = {name: quantizer.amax.clone() for name, quantizer in quantizers.items()}
     best = min(tried, key=lambda name: tried[name])
@@ -122,9 +123,7 @@ def calibrate(
     return best, tried
 
 
-def fisher_ranges(
-    model: VisionTransformer, images: Views, seed: int = 0, on_image: Callable[[int], None] | None = None
-) -> None:
+def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, progress: Progress = quiet) -> None:
     """For each activation quantizer by itself, the share of its widest range that moves the answers least; `model` is
     float but for its quantizers, which are off meanwhile.
 
@@ -138,11 +137,13 @@ def fisher_ranges(
         quantizer.disable_quant()
     widest = _largest_inputs(model, quantizers, images)
     errors: dict[str, Tensor] = {}
-    views = images if quantizers else Views(())
-    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed), on_image):
+    views, done = images if quantizers else Views(()), 0
+    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed)):
         for name, (inputs, gradients) in seen.items():
             found = _answer_errors(inputs, gradients, widest[name], bounds_of(quantizers[name]))
             errors[name] = errors.get(name, 0.0) + found
+        done += images_of(seen)
+        progress("ranges", done, len(images), math.nan)
     for name, quantizer in quantizers.items():
         share = _shares(bounds_of(quantizer))[int(errors[name].argmin())]
         quantizer.amax = widest[name] * share
@@ -169,12 +170,12 @@ def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bounds: tu
 
 
 @torch.inference_mode()
-def _largest_inputs(model: VisionTransformer, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
+def _largest_inputs(model: PlainViT, quantizers: Quantizers, images: Views) -> dict[str, Tensor]:
     """The largest absolute value that each quantizer is given."""
-    largest = {name: torch.tensor(SMALLEST_RANGE) for name in quantizers}
+    largest = {name: torch.tensor(SMALLEST_RANGE, device=model.pos_embed.device) for name in quantizers}
 
     def see(name: str, inputs: Tensor) -> None:
-        found = inputs.abs().max().cpu()
+        found = inputs.abs().max()
         if not bool(torch.isfinite(found)):
             raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
         largest[name] = torch.maximum(largest[name], found)
@@ -217,17 +218,18 @@ def _collecting(quantizers: dict[str, TensorQuantizer]) -> Iterator[None]:
         quantizer.enable_quant()
 
 
-def _set_range(quantizer: TensorQuantizer, method: str) -> None:
+def _set_range(quantizer: TensorQuantizer, method: str, device: torch.device) -> None:
     calibrator = quantizer._calibrator
-    if calibrator._calib_hist is None:
+    counts, edges = calibrator._calib_hist, calibrator._calib_bin_edges
+    if counts is None:
         amax = torch.tensor(1.0)  # a layer whose input is always 0 needs some step, and any will do
     elif method == "max":
-        amax = calibrator._calib_bin_edges[-1]
+        amax = edges[-1]
     elif method == "percentile":
         amax = calibrator.compute_amax("percentile", percentile=PERCENTILE)
     else:
-        amax = _least_squares(calibrator._calib_hist, calibrator._calib_bin_edges, quantizer.num_bits)
-    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32).clamp(min=SMALLEST_RANGE)
+        amax = _least_squares(counts.cpu(), edges.cpu(), quantizer.num_bits)  # ModelOpt 0.47 makes edges on the CPU
+    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32, device=device).clamp(min=SMALLEST_RANGE)
 
 
 def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
@@ -237,7 +239,7 @@ def _least_squares(counts: Tensor, edges: Tensor, bits: int) -> Tensor:
     """
     _, high = integer_range(bits)
     centers = (edges[1:] + edges[:-1]) / 2
-    candidates = edges[-1] * torch.linspace(1, 0.02, 99, device=edges.device)
+    candidates = edges[-1] * torch.linspace(1, 0.02, 99)
     errors = [
         ((centers * high / amax).round().clamp(max=high) * amax / high - centers).square() @ counts
         for amax in candidates

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 
 from calib.basis import Rotations, rotates, value_attentions
 from calib.layers import quantized_layers
 from calib.scheme import integer_range
+from inversion.plainvit import PATCH_EMBED, Module, PlainViT
+from inversion.progress import Progress, quiet
 
 RATE = 0.01
 """Of Adam, at the start of a cosine."""
@@ -54,17 +55,17 @@ def relative_error(rounded: Rounded) -> Tensor:
 
 
 def learn_rotations(
-    folded: VisionTransformer,
+    folded: PlainViT,
     bits: Mapping[str, int],
     updates: int,
     seed: int = 0,
-    on_update: Callable[[int, float], None] | None = None,
+    progress: Progress = quiet,
     objective: Objective = relative_error,
 ) -> Rotations:
     """The rotations of `folded`, made by `calib.basis.fold`, in which rounding its weights to `bits` costs least by
     `objective`, summed over the layers; `updates` of 0 leave them random.
 
-    No image is needed. `on_update` is called with (updates done, mean cost).
+    No image is needed. `progress` counts updates, and tells the mean cost.
     """
     generator = Generator().manual_seed(seed)
     basis = _Basis(folded, generator)
@@ -81,15 +82,14 @@ def learn_rotations(
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
-        if on_update:
-            on_update(update + 1, float(error.detach()))
+        progress("basis", update + 1, updates, float(error.detach()))
     return basis.rotations()
 
 
 class _Basis:
     """The rotations as fixed random ones times Cayley transforms of what is learned."""
 
-    def __init__(self, model: VisionTransformer, generator: Generator) -> None:
+    def __init__(self, model: PlainViT, generator: Generator) -> None:
         width, device = model.embed_dim, model.pos_embed.device
         self.start: dict[str, Tensor] = {}
         if rotates(model):
@@ -175,7 +175,7 @@ class _Rows:
         return objective(Rounded(self.layer, error, chosen, stream, turned, self.size)) * (self.count / taken)
 
 
-def _rows(model: VisionTransformer, bits: Mapping[str, int]) -> Iterator[_Rows]:
+def _rows(model: PlainViT, bits: Mapping[str, int]) -> Iterator[_Rows]:
     """Of each layer that touches the stream; of a qkv with values that rotate, in two parts."""
     attentions = value_attentions(model)
     for name, layer in quantized_layers(model).items():
@@ -189,7 +189,7 @@ def _rows(model: VisionTransformer, bits: Mapping[str, int]) -> Iterator[_Rows]:
             heads, size = attentions[owner].num_heads, attentions[owner].head_dim
             written = weight.view(-1, heads, size)
             yield _Rows(name, partial(_write_values, written), weight, bits[name], owner, weight.shape[:1])
-        elif name.endswith((".attn.proj", ".mlp.fc2")) or name == "patch_embed.proj":
+        elif name.endswith((".attn.proj", ".mlp.fc2")) or name == PATCH_EMBED:
             yield _Rows(name, partial(_write, weight), weight, bits[name], None, weight.shape[:1])
         else:
             yield _Rows(name, partial(_read, weight), weight, bits[name], None, weight.shape[:1])
@@ -219,7 +219,7 @@ def _write_values(weight: Tensor, chosen: Tensor, stream: Tensor, values: Tensor
 
 
 @torch.no_grad()
-def rounding_error(model: VisionTransformer, bits: Mapping[str, int]) -> float:
+def rounding_error(model: Module, bits: Mapping[str, int]) -> float:
     """Squared error of rounding each layer's weight to nearest, relative to its squared size; mean over the layers."""
     errors = []
     for name, layer in quantized_layers(model).items():

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
-from calib.fisher import answer_gradients
+from calib.fisher import answer_gradients, images_of
 from calib.views import Views
+from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 
 GROUPS = 6
 """Of a layer's outputs, each with weights of its own."""
 
 
 def token_saliency(
-    model: VisionTransformer,
+    model: PlainViT,
     views: Views,
     layers: Mapping[str, nn.Module],
     seed: int = 0,
-    on_image: Callable[[int], None] | None = None,
+    progress: Progress = quiet,
 ) -> list[dict[str, Tensor]]:
     """For each batch of `views.batches()`, the saliency [B, T, GROUPS] of every layer's output tokens, mean 1 an image.
 
@@ -29,22 +31,19 @@ def token_saliency(
     So of the last block's tokens none but those that the classifier reads count. Images count alike, however sure the
     model is of them.
 
-    `layers` are linears of `model` by name; `on_image` is called with the number of images done.
+    `layers` are linears of `model` by name; `progress` counts images.
 
     Raises `InputError` where the model's answers are not finite.
     """
     generator, done = Generator().manual_seed(seed), 0
-
-    def tell(images: int) -> None:
-        if on_image:
-            on_image(done + images)
-
     found = []
     for batch in views.batches():
-        parts = answer_gradients(model, Views((batch,)), layers, "outputs", generator, tell)
-        squared = [{name: _by_group(gradients) for name, (_, gradients) in part.items()} for part in parts]
+        squared: list[dict[str, Tensor]] = []
+        for part in answer_gradients(model, Views((batch,)), layers, "outputs", generator):
+            squared.append({name: _by_group(gradients) for name, (_, gradients) in part.items()})
+            done += images_of(part)
+            progress("saliency", done, len(views), math.nan)
         found.append({name: _mean_one(torch.cat([part[name] for part in squared])) for name in layers})
-        done += len(batch[1])
     return found
 
 

@@ -67,6 +67,8 @@ class QuantScheme:
 
     With `attention` "int8" the inputs of both batch matmuls (q, k, v and softmax's output) carry 8 bits; with "float"
     attention computes in float.
+
+        QuantScheme.parse("w4a8", layers={"blocks.0.*": "w8a8"})
     """
 
     weight_bits: int

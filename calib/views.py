@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from inversion.errors import InputError
 from inversion.images import SparseImages
+from inversion.plainvit import PlainViT
 from inversion.sparse import patchify, sparse_forward
 
 AT_ONCE = 32
@@ -36,7 +36,7 @@ class Views:
         return Views(tuple((patches[:count], kept[:count]) for patches, kept in self.groups))
 
     @torch.inference_mode()
-    def logits(self, model: VisionTransformer) -> list[Tensor]:
+    def logits(self, model: PlainViT) -> list[Tensor]:
         """What `model` says of every image, a tensor [M, num_classes] a group."""
         return [
             torch.cat([sparse_forward(model, *part) for part in Views((group,)).batches()]) for group in self.groups

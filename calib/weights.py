@@ -31,6 +31,8 @@ class QuantizedWeights:
     - `A.q_step`, `A.k_step`, `A.softmax_step`, `A.v_step`  float32 [], of the inputs of softmax(q @ k) @ v
 
     and, under its timm name, every other parameter in float32.
+
+        QuantizedWeights.load("quantized.safetensors").float_weight("head")
     """
 
     scheme: QuantScheme
@@ -68,7 +70,7 @@ class QuantizedWeights:
         weight, step = self.tensors[f"{name}.weight"], self.tensors[f"{name}.weight_step"]
         return weight.float() * step.view(-1, *[1] * (weight.ndim - 1))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         metadata = {
             "format": FORMAT,
             "scheme": self.scheme.bits,
@@ -77,13 +79,13 @@ class QuantizedWeights:
             "teacher_sha256": self.teacher_sha256,
             "layers": json.dumps({name: asdict(bits) for name, bits in sorted(self.layers.items())}),
         }
-        write_tensors(path, self.tensors, metadata)
+        write_tensors(Path(path), self.tensors, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> QuantizedWeights:
+    def load(cls, path: Path | str) -> QuantizedWeights:
         """Raises `InputError` for a file that is not a whole, consistent `quantized.safetensors`."""
         mend = "make it again with `pipeline quantize`."
-        tensors, metadata = read_tensors(path, FORMAT, mend)
+        tensors, metadata = read_tensors(Path(path), FORMAT, mend)
         try:
             layers = {name: LayerBits(**bits) for name, bits in json.loads(metadata["layers"]).items()}
             scheme = QuantScheme.parse(metadata["scheme"], **json.loads(metadata.get("overrides", "{}")))

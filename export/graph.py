@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from export.operators import TRANSLATIONS
 from export.pixels import FromPixels, to_pixels
 from export.qdq import plain_attention
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 from inversion.teacher import InputSpec
 
 OPSET = 21  # the first with INT4 tensors
@@ -42,10 +44,10 @@ def export_quantized(
 
 
 def export_float(
-    model: nn.Module, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool = False
+    model: PlainViT, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool = False
 ) -> None:
     """Write the float teacher, with the same inputs, outputs and errors as `export_quantized`."""
-    module = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    module: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     plain_attention(module)
     _export(module, spec, Path(path), metadata, uint8_input)
 

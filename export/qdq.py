@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from calib.attention import QuantAttention, attention_layers
@@ -15,6 +14,7 @@ from calib.scheme import ATTENTION_BITS, FLOAT_BITS, LayerBits, integer_range
 from calib.weights import QuantizedWeights
 from export.operators import dequantize, dequantize_columns, quantize
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 
 PATCH_EMBED = "patch_embed.proj"
 CARRIER_RANGE = integer_range(8)
@@ -111,13 +111,13 @@ class QDQPatchEmbed(nn.Module):
         return self.norm(self.proj(x))
 
 
-def qdq_module(model: VisionTransformer, weights: QuantizedWeights) -> nn.Module:
+def qdq_module(model: PlainViT, weights: QuantizedWeights) -> nn.Module:
     """A copy of `model` that computes with `weights`, on the CPU, in eval mode; `model` is left as it was.
 
     Takes normalised images [B, C, H, W] and gives logits [B, num_classes].
     Raises `InputError` where `weights` are not those of `model`'s architecture.
     """
-    module = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    module: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     plain_attention(module)
     _drop_folded(module, weights)
     _load_float(module, weights)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
 
 from inversion.images import SparseImages
+from inversion.progress import Progress, quiet
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 
 FLAT = 1e-3
 """Of a normalised pixel."""
 SURER_THAN_CHANCE = 2.0
-Advance = Callable[[int, str], None]
-"""Called with (images done, a short remark)."""
 
 
 @torch.inference_mode()
-def target_confidence(teacher: Teacher, images: SparseImages, advance: Advance | None = None) -> Tensor:
+def target_confidence(teacher: Teacher, images: SparseImages, progress: Progress = quiet) -> Tensor:
     """Probability [M] that the teacher gives each image's target class, of its patches alone."""
     found, done = torch.zeros(len(images)), 0
     for rows in images.by_count():
@@ -28,8 +27,7 @@ def target_confidence(teacher: Teacher, images: SparseImages, advance: Advance |
             logits = sparse_forward(teacher.model, patches.to(teacher.device), kept.to(teacher.device)).float().cpu()
             found[part] = logits.softmax(-1).gather(1, images.labels[part].long().unsqueeze(1)).squeeze(1)
             done += len(part)
-            if advance:
-                advance(done, "")
+            progress("confidence", done, len(images), math.nan)
     return found
 
 

@@ -31,6 +31,10 @@ TRAINING_ARGS = {
 class GivenInput:
     """How pictures enter the teacher, where its name or its config.json do not say it: `mean` and `std` a channel for
     pixels in 0..1, `crop` the share of the resized picture's side that the centre crop keeps. What is left out stays.
+
+        >>> from inversion import GivenInput, load_teacher
+        >>> load_teacher("digits_vit", given=GivenInput(std=(0.25,))).spec.std
+        (0.25,)
     """
 
     mean: tuple[Number, ...] = ()

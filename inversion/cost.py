@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from inversion.errors import InputError
+from inversion.plainvit import Module, PlainViT, heads_of
 from inversion.schedule import Stage
 from inversion.sparse import classify_lean, embed_linear, sparse_forward
 
@@ -118,9 +118,9 @@ class Geometry:
         _require_positive(self, or_zero=("prefix", "tokens_read"))
 
     @classmethod
-    def of(cls, model: VisionTransformer) -> Geometry:
+    def of(cls, model: PlainViT) -> Geometry:
         block, proj = model.blocks[0], model.patch_embed.proj
-        heads = [head for name in ("head", "head_dist") if (head := getattr(model, name, None)) is not None]
+        heads = heads_of(model)
         return cls(
             patches=model.patch_embed.num_patches,
             prefix=model.num_prefix_tokens,
@@ -196,7 +196,7 @@ def iteration_flops(model: Geometry, active: int, batch: int = 1, *, lean: bool 
 
 
 def mean_iteration_flops(model: Geometry, stages: Sequence[Stage], batch: int = 1, *, lean: bool = False) -> float:
-    """FLOPs of an iteration on average over a trajectory's `stages` (`inversion.invert.plan`).
+    """FLOPs of an iteration on average over a trajectory's `stages` (`inversion.inverter.plan`).
 
     `batch` counts trajectories: `len(job.shards()[0])`, which is images / v for PRI.
     """
@@ -228,7 +228,7 @@ def paper_iteration_flops(model: Geometry, stages: Sequence[Stage], batch: int =
     return total / _iterations(stages) + forward_products(model, model.patches, batch).projection
 
 
-def count_flops(model: VisionTransformer, active: int, batch: int = 1, *, lean: bool = False) -> Flops:
+def count_flops(model: PlainViT, active: int, batch: int = 1, *, lean: bool = False) -> Flops:
     """`iteration_flops` counted by torch: its `FlopCounterMode` around `sparse_forward` and the gradient of the pixels.
 
     It runs on a copy without numbers (device `meta`), so that any size takes about a second, and with attention
@@ -246,11 +246,11 @@ def count_flops(model: VisionTransformer, active: int, batch: int = 1, *, lean: 
     return Flops(forward.get_total_flops(), backward.get_total_flops())
 
 
-def _lean_forward(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+def _lean_forward(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     return classify_lean(model, embed_linear(model, patches, kept))
 
 
-def _without_numbers(model: VisionTransformer) -> VisionTransformer:
+def _without_numbers(model: PlainViT) -> PlainViT:
     """A frozen float32 copy on device `meta`, attention unfused, made without copying any weight."""
     ghosts: dict[int, Tensor] = {}
     for parameter in model.parameters():
@@ -263,7 +263,7 @@ def _without_numbers(model: VisionTransformer) -> VisionTransformer:
     return copied
 
 
-def _linear_weights(modules: Iterable[nn.Module]) -> int:
+def _linear_weights(modules: Iterable[Module]) -> int:
     return sum(inner.weight.numel() for module in modules for inner in module.modules() if isinstance(inner, nn.Linear))
 
 

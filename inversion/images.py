@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from inversion.sparse import unpatchify
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 FORMAT = "patch-rebirth.images/1"
 MOST_EMPTY = 100
 """How many times larger than its patches a shard's pictures may be: more is no inversion, and would fill the memory."""
+GREY = 0.5
+"""What people see where a patch was removed, from black at 0 to white at 1."""
 TYPES = {
     "patches": torch.float16,
     "kept": torch.int16,
@@ -39,6 +45,12 @@ class SparseImages:
     - `stage`      [M] detachment point, 1..v; 1 for SMI and DMI
     - `trajectory` [M] which trajectory each came from
     - `metadata`   the shard's string metadata: method, grid, patch size, seed, teacher, ...
+
+        >>> from inversion import Inversion, invert, load_teacher
+        >>> images = invert(load_teacher("digits_vit"), Inversion(images=8, iterations=4))
+        >>> first = images[images.stage == 1]
+        >>> len(first), first.kept.shape, images.grid
+        (2, torch.Size([2, 16]), (8, 8))
     """
 
     patches: Tensor
@@ -85,6 +97,25 @@ class SparseImages:
         count = int((self.kept[0] >= 0).sum())
         return self.patches[:, :count], self.kept[:, :count].long()
 
+    def to_pil(self, mosaics: bool = False) -> list[Image]:
+        """Pictures for people, 8 bits a channel: each image with its removed patches grey, or with `mosaics` the images
+        of each trajectory in place. Three channels are colours; of another number, the mean is shown.
+
+            >>> from inversion import Inversion, invert, load_teacher
+            >>> images = invert(load_teacher("digits_vit"), Inversion(images=8, iterations=4))
+            >>> len(images.to_pil()), images.to_pil(mosaics=True)[0].size
+            (8, (32, 32))
+        """
+        from PIL import Image
+
+        mean, std = (torch.tensor([*map(float, self.metadata[key].split())]).view(-1, 1, 1) for key in ("mean", "std"))
+        whole = replace(self, patches=torch.ones_like(self.patches))
+        pictures, there = (one.mosaics() if mosaics else one.dense() for one in (self, whole))
+        pixels = torch.where(there > 0, (pictures * std + mean).clamp(0, 1), GREY)
+        pixels = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True)
+        shown = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in shown]
+
     def _assemble(self, canvas_of_row: Tensor, canvases: int) -> Tensor:
         rows, columns = self.grid
         live = self.kept >= 0
@@ -128,8 +159,15 @@ def join(parts: Sequence[SparseImages]) -> SparseImages:
     return SparseImages(**joined, metadata=parts[0].metadata)
 
 
-def load_images(folder: Path) -> SparseImages:
-    """Every shard of a folder, in order. Raises `InputError` where there is none or they do not belong together."""
+def load_images(folder: Path | str) -> SparseImages:
+    """Every shard of a folder, in order. Raises `InputError` where there is none or they do not belong together.
+
+    >>> from inversion import Inversion, invert, load_images, load_teacher
+    >>> _ = invert(load_teacher("digits_vit"), Inversion(images=8, iterations=4), folder="images")
+    >>> len(load_images("images"))
+    8
+    """
+    folder = Path(folder)
     paths = sorted(folder.glob("shard-*.safetensors"))
     if not paths:
         raise InputError(f"{str(folder)!r} holds no shard-*.safetensors: make some with `pipeline invert`.")

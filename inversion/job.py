@@ -23,6 +23,10 @@ class Inversion:
     Eq. 1: cross entropy and total variation are summed over images; `tv_weight` is lambda. The defaults are what the
     records say is best (benchmarks/records, image_quality); the paper's own numbers are the preset `paper`.
 
+        >>> from inversion import Inversion
+        >>> Inversion(images=64, iterations=1000, division_factor=4).trajectories
+        16
+
     - `selection`  which patches leave (PRI) or stay (SMI) first: most `attention` (the method), or for Table 1
       the `low`est, `random` ones, the `top` of the picture
     - `prune_at`   SMI's four pruning iterations; they end before T does

@@ -37,6 +37,10 @@ def dead_leaves(spec: InputSpec, count: int, seed: int, first: int = 0) -> Tenso
     """Pictures number `first` to `first + count - 1` of `seed`, normalised as `spec` says: [count, C, H, W] float32.
 
     A picture depends on `spec`, `seed` and its number alone.
+
+        >>> from inversion import dead_leaves, load_teacher
+        >>> dead_leaves(load_teacher("digits_vit").spec, 3, seed=0).shape
+        torch.Size([3, 1, 32, 32])
     """
     mean, std = (torch.tensor(part).view(-1, 1, 1) for part in (spec.mean, spec.std))
     generators = (Generator().manual_seed((seed << 20) + first + number) for number in range(count))

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from inversion.errors import InputError, MachineError
 from inversion.job import Inversion
+from inversion.plainvit import PlainViT
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_IMAGES, MOST_IMAGES = 128, 1024
@@ -61,25 +61,25 @@ def cpu_multiplies_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def working_copy(model: VisionTransformer, device: torch.device, dtype: torch.dtype) -> VisionTransformer:
-    """`model` itself if it is at `device` in `dtype` already, else a frozen copy that is."""
-    if model.pos_embed.device == device and model.pos_embed.dtype == dtype:
+def working_copy(model: PlainViT, dtype: torch.dtype) -> PlainViT:
+    """`model` itself if it is in `dtype` already, else a frozen copy that is."""
+    if model.pos_embed.dtype == dtype:
         return model
-    copied = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     if dtype == torch.bfloat16:
-        prefer_plain_attention(copied, device)
+        prefer_plain_attention(copied)
     return copied
 
 
-def prefer_plain_attention(model: VisionTransformer, device: torch.device) -> None:
+def prefer_plain_attention(model: PlainViT) -> None:
     """For gradients in bfloat16 on a CPU, attention as plain products: twice as fast there as torch's fused kernel
     (docs/decisions/0007), which stays elsewhere."""
-    if device.type == "cpu":
+    if model.pos_embed.device.type == "cpu":
         for block in model.blocks:
             block.attn.fused_attn = False
 
 
-def require_memory(model: VisionTransformer, job: Inversion, device: torch.device) -> None:
+def require_memory(model: PlainViT, job: Inversion, device: torch.device) -> None:
     """Raises `MachineError` where a shard's pixels alone would not fit a CPU's memory, before anything is made.
 
     What a CPU computes at once does not grow with the batch, so the pixels, their gradient and Adam's state are all.
@@ -109,7 +109,7 @@ def free_memory() -> float:
     return min(found)
 
 
-def fitting_batch(model: VisionTransformer, job: Inversion, device: torch.device) -> int:
+def fitting_batch(model: PlainViT, job: Inversion, device: torch.device) -> int:
     """Sparse images of a shard whose trajectories fit the device at once; on a CPU, the paper's 128.
 
     It follows from the size of the device's memory, not from what is free, so that a machine always makes the same

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
+
+from inversion.plainvit import PlainViT
 
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -29,7 +30,7 @@ def take(patches: Tensor, index: Tensor) -> Tensor:
     return patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 
-def embed(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+def embed(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     """Tokens [B, prefix + K, D] of normalised `patches` [B, K, C*P*P] at grid positions `kept` [B, K].
 
     The K patches pass the model's own projection as one strip of K*P by P pixels, so a quantized projection is
@@ -41,7 +42,7 @@ def embed(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
     return place(model, model.patch_embed.proj(strip).flatten(2).transpose(1, 2), kept)
 
 
-def embed_linear(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+def embed_linear(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     """`embed` with the projection as one matrix product: equal but for rounding.
 
     Its backward pass to the pixels is one product too, where a convolution's took an eighth of an iteration.
@@ -50,7 +51,7 @@ def embed_linear(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Ten
     return place(model, F.linear(patches, proj.weight.flatten(1), proj.bias), kept)
 
 
-def place(model: VisionTransformer, projected: Tensor, kept: Tensor) -> Tensor:
+def place(model: PlainViT, projected: Tensor, kept: Tensor) -> Tensor:
     """Tokens [B, prefix + K, D]: `projected` patches [B, K, D] at positions `kept`, behind the prefix tokens."""
     x = model.patch_embed.norm(projected)
     # timm adds constants to the patches and puts constants before them, whatever its prefix tokens are called
@@ -62,17 +63,17 @@ def place(model: VisionTransformer, projected: Tensor, kept: Tensor) -> Tensor:
     return model.norm_pre(x)
 
 
-def sparse_forward(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+def sparse_forward(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     """Logits [B, num_classes] of the patches alone; with all N patches in order, timm's own forward."""
     return classify(model, embed(model, patches, kept))
 
 
-def classify(model: VisionTransformer, tokens: Tensor) -> Tensor:
+def classify(model: PlainViT, tokens: Tensor) -> Tensor:
     """Logits [B, num_classes] of tokens [B, prefix + K, D]."""
     return model.forward_head(model.norm(model.blocks(tokens)))
 
 
-def classify_lean(model: VisionTransformer, tokens: Tensor) -> Tensor:
+def classify_lean(model: PlainViT, tokens: Tensor) -> Tensor:
     """`classify`, equal but for rounding, with the last block computed only for the tokens that the classifier reads.
 
     Of that block, a dense pass needs keys and values of all tokens, and nothing else: 7% of DeiT's products go.
@@ -101,13 +102,13 @@ def _attend(attention: Attention, queries: Tensor, tokens: Tensor) -> Tensor:
     return attention.proj(attention.norm(x.transpose(1, 2).flatten(2)))
 
 
-def _tokens_read(model: VisionTransformer) -> int:
+def _tokens_read(model: PlainViT) -> int:
     """Prefix tokens that the classifier reads: the class token, and the distillation token where there is one."""
     return 2 if hasattr(model, "dist_token") else 1
 
 
 @torch.no_grad()
-def importance(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tensor:
+def importance(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     """Attention that each patch gets in the last layer, mean over heads: [B, K] (section 3 of the paper)."""
     x = embed(model, patches, kept)
     for block in model.blocks[:-1]:
@@ -119,7 +120,7 @@ def importance(model: VisionTransformer, patches: Tensor, kept: Tensor) -> Tenso
     return patch_attention(model, attention.q_norm(query), attention.k_norm(key))
 
 
-def patch_attention(model: VisionTransformer, query: Tensor, key: Tensor) -> Tensor:
+def patch_attention(model: PlainViT, query: Tensor, key: Tensor) -> Tensor:
     """Attention that each patch gets, mean over heads and queries: [B, K], of the last layer's normed `query` and
     `key` [B, heads, prefix + K, head_dim].
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from inversion.checkpoint import first_line, read_weights, weights_file, weights_sha256
-from inversion.config import CONFIG, Config, GivenInput, read_config
+from inversion.config import CONFIG, Config, GivenInput, Interpolation, read_config
 from inversion.errors import InputError, MachineError
 from inversion.names import as_timm
+from inversion.plainvit import PATCH_EMBED, PlainViT
 
 ALIASES = {
     "deit_tiny": "deit_tiny_patch16_224",
@@ -29,7 +31,7 @@ ALIASES = {
     "deit_base": "deit_base_patch16_224",
 }
 LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
-KERNEL = "patch_embed.proj.weight"
+KERNEL = f"{PATCH_EMBED}.weight"
 DIGITS_VIT = "digits_vit"
 DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits_vit.safetensors"
 PLAIN_VIT = (
@@ -44,6 +46,10 @@ class InputSpec:
 
     `size` is (height, width) in pixels; `mean` and `std` are per channel, for pixels in 0..1; `crop` is the
     share of the resized picture's side that the centre crop keeps.
+
+        >>> from inversion import InputSpec
+        >>> InputSpec((32, 32), (0.5,), (0.25,), "bicubic", 1.0, 10).pixel_bounds()
+        (tensor([-2.]), tensor([2.]))
     """
 
     size: tuple[int, int]
@@ -69,14 +75,53 @@ class Teacher:
 
     `sha256` covers names, types, shapes and bytes of the weights, so it does not depend on the file's format.
     `labels` are the classes' names where a config.json says them; `notes` what was assumed or left out, in sentences.
+
+        >>> from inversion import load_teacher
+        >>> teacher = load_teacher("digits_vit")
+        >>> teacher.name, teacher.grid, teacher.spec.num_classes
+        ('digits_vit', (8, 8), 10)
     """
 
-    model: VisionTransformer
+    model: PlainViT
     spec: InputSpec
     name: str
     sha256: str
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        name: str | None = None,
+        *,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        crop: float | None = None,
+        interpolation: Interpolation | None = None,
+    ) -> Teacher:
+        """A teacher of a live timm plain ViT: a frozen float32 copy where `model` is, which is left as it was.
+
+        How pictures enter it follows `model.pretrained_cfg`, unless it is given here (`mean` and `std` for pixels in
+        0..1). Raises `InputError` for another kind of model, and where mean and std are not known.
+
+            >>> import timm
+            >>> from inversion import Teacher
+            >>> live = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64)
+            >>> Teacher.from_model(live).spec.size
+            (64, 64)
+        """
+        given = GivenInput(tuple(mean), tuple(std), crop, interpolation)
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        name = name or cfg.get("architecture") or type(model).__name__
+        require_plain_vit(model, name)
+        if missing := sorted({"mean", "std"} - cfg.keys() - given.settings().keys()):
+            told = " and ".join(missing)
+            raise InputError(f"teacher {name!r} does not say its {told}: give them for pixels in 0..1, as in (0.5,).")
+        copied: PlainViT = copy.deepcopy(model).float()
+        size = (copied.patch_embed.proj.in_channels, *copied.patch_embed.img_size)
+        copied.pretrained_cfg = {"input_size": size, **cfg}
+        return _freeze(name, copied, str(copied.pos_embed.device), given)
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -119,6 +164,10 @@ def load_teacher(
 
     Raises `InputError` for a name, architecture or checkpoint that cannot be used, `MachineError` where
     pretrained weights cannot be fetched.
+
+        >>> from inversion import load_teacher
+        >>> load_teacher("deit_tiny", random_weights=True).num_patches
+        196
     """
     given = given or GivenInput()
     if checkpoint_key is not None and checkpoint is None and not name.startswith(LOCAL_DIR):
@@ -199,7 +248,7 @@ def config_beside(checkpoint: Path | str, timm_name: str) -> Config | None:
     return config
 
 
-def require_same_heads(model: VisionTransformer, config: Config | None, name: str, path: Path | str) -> None:
+def require_same_heads(model: PlainViT, config: Config | None, name: str, path: Path | str) -> None:
     """The tensors do not tell how many heads their attention has, so that none other would be noticed."""
     heads = model.blocks[0].attn.num_heads
     if config and config.heads not in (None, heads):
@@ -208,7 +257,7 @@ def require_same_heads(model: VisionTransformer, config: Config | None, name: st
         )
 
 
-def digits_vit() -> VisionTransformer:
+def digits_vit() -> PlainViT:
     """The architecture of the built-in teacher: 32x32 grey pictures, patch 4, 64 patches, 10 classes."""
     model = VisionTransformer(img_size=32, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3)
     model.pretrained_cfg = model.default_cfg = {
@@ -218,7 +267,7 @@ def digits_vit() -> VisionTransformer:
     return model
 
 
-def require_plain_vit(model: nn.Module, name: str) -> None:
+def require_plain_vit(model: object, name: str) -> None:
     """Refuse whatever the sparse forward would compute differently from timm."""
     reason = None
     if not isinstance(model, VisionTransformer):
@@ -253,7 +302,7 @@ def _is_plain_block(block: nn.Module) -> bool:
 
 def _freeze(
     name: str,
-    model: VisionTransformer,
+    model: PlainViT,
     device: str,
     given: GivenInput,
     config: Config | None = None,
@@ -283,24 +332,24 @@ def _freeze(
     return Teacher(model, spec, name, weights_sha256(model.state_dict()), labels, notes)
 
 
-def input_spec(model: VisionTransformer) -> InputSpec:
+def input_spec(model: PlainViT) -> InputSpec:
     """What timm's configuration of `model` and its own shapes say of its input."""
     cfg = model.pretrained_cfg
-    size = tuple(model.patch_embed.img_size)
+    height, width = model.patch_embed.img_size
     return InputSpec(
-        size=size,
+        size=(height, width),
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         interpolation=cfg.get("interpolation") or "bicubic",
         # a checkpoint at another size was not fitted to the timm default's crop
-        crop=float(cfg.get("crop_pct") or 1.0) if size == tuple(cfg["input_size"][1:]) else 1.0,
+        crop=float(cfg.get("crop_pct") or 1.0) if (height, width) == tuple(cfg["input_size"][1:]) else 1.0,
         num_classes=model.num_classes,
     )
 
 
 def _load_digits_vit(
     checkpoint: Path | str | None, random_weights: bool, key: str | None
-) -> tuple[VisionTransformer, tuple[str, ...]]:
+) -> tuple[PlainViT, tuple[str, ...]]:
     model = digits_vit()
     if random_weights:
         return model, ()
@@ -326,7 +375,7 @@ def timm_name_of(name: str) -> str:
     return timm_name
 
 
-def create_model(timm_name: str, **kwargs: Any) -> VisionTransformer:
+def create_model(timm_name: str, **kwargs: Any) -> PlainViT:
     """timm's model with random weights; `InputError` where it cannot be built so."""
     try:
         return timm.create_model(timm_name, pretrained=False, **kwargs)
@@ -360,9 +409,7 @@ def _hub_resolves() -> bool:
     return True
 
 
-def _shape_from_state(
-    probe: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str
-) -> dict[str, Any]:
+def _shape_from_state(probe: PlainViT, state: dict[str, Tensor], name: str, path: Path | str) -> dict[str, Any]:
     """Class count, channels, pooling and square input size that the checkpoint's own tensors imply.
 
     Raises `InputError` for what timm would repair in silence, so that the model were another.
@@ -395,7 +442,7 @@ def _shape_from_state(
 
 
 def patches_of(
-    model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str, tokens: int | None = None
+    model: PlainViT, state: dict[str, Tensor], name: str, path: Path | str, tokens: int | None = None
 ) -> int | None:
     """For how many patches the checkpoint has positions, beside those of `tokens`; None where that is not to be told.
 
@@ -414,14 +461,14 @@ def patches_of(
     return found
 
 
-def _is_one_register(model: VisionTransformer, state: dict[str, Tensor]) -> bool:
+def _is_one_register(model: PlainViT, state: dict[str, Tensor]) -> bool:
     """Whether the checkpoint has one token more than `model`, with a position of its own, which no answer is read from:
     the distillation token of a DeiT that was fine-tuned without its second head."""
     lacks = "reg_token" in state and model.reg_token is None and not model.no_embed_class
     return lacks and state["reg_token"].shape == (1, 1, model.embed_dim)
 
 
-def require_alike(model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str) -> None:
+def require_alike(model: PlainViT, state: dict[str, Tensor], name: str, path: Path | str) -> None:
     """Raises `InputError` for what timm would repair or drop: patches of another size, pixels in an order of their own,
     a layer before the classifier, tokens."""
     kernel = state.get(KERNEL, model.patch_embed.proj.weight)
@@ -449,7 +496,7 @@ def require_alike(model: VisionTransformer, state: dict[str, Tensor], name: str,
 
 
 def load_state(
-    model: VisionTransformer, state: dict[str, Tensor], name: str, path: Path | str, absent: Collection[str] = ()
+    model: PlainViT, state: dict[str, Tensor], name: str, path: Path | str, absent: Collection[str] = ()
 ) -> None:
     """Load the tensors of a checkpoint, positions resampled to the model's grid; those `absent` keep their values.
 

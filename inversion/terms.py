@@ -9,13 +9,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 
 from inversion.augment import shifted_pixels
 from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError
 from inversion.job import Inversion
+from inversion.plainvit import PlainViT
 from inversion.sparse import patch_attention
 from inversion.teacher import Teacher, create_pretrained
 
@@ -26,7 +26,7 @@ FIRST_LAYER = 10.0
 class Terms:
     """What Eq. 1 gets beside cross entropy and total variation, for one batch of trajectories."""
 
-    def __init__(self, teacher: Teacher, model: VisionTransformer, job: Inversion) -> None:
+    def __init__(self, teacher: Teacher, model: PlainViT, job: Inversion) -> None:
         self.model, self.entropy_weight = model, job.attention_entropy
         self.prior: BatchNormPrior | None = None
         if job.prior:

@@ -87,6 +87,11 @@ except SystemExit as end:
     assert loaded_after(code) == set()
 
 
+def test_front_doors_load_nothing_heavy() -> None:
+    """What a package offers is loaded when it is asked for."""
+    assert loaded_after("import calib, export; dir(calib), dir(export)") == set()
+
+
 def test_settings_load_nothing_heavy() -> None:
     """A recipe can be read and checked without torch."""
     assert loaded_after("import pipeline.recipe.recipe, inversion.job, calib.settings, calib.scheme") == set()

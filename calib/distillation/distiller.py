@@ -16,7 +16,8 @@ from calib.fidelity import kl_to_teacher
 from calib.settings import Distillation
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import Inverter, OnStep
+from inversion.inverter import Inverter
+from inversion.progress import Progress, quiet
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 
@@ -29,7 +30,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, number: int, on_step: OnStep | None = None) -> SparseImages:
+    def batch(self, number: int, progress: Progress = quiet) -> SparseImages:
         """The images of one update."""
 
 
@@ -43,13 +44,13 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.inverter.job.shards())
 
-    def batch(self, number: int, on_step: OnStep | None = None) -> SparseImages:
+    def batch(self, number: int, progress: Progress = quiet) -> SparseImages:
         if self.keep is None:
-            return self.inverter.shard(number, on_step)[0]
+            return self.inverter.shard(number, progress)[0]
         path = self.keep / f"shard-{number:05d}.safetensors"
         if not self.inverter.made(path, number):
             self.keep.mkdir(parents=True, exist_ok=True)
-            self.inverter.shard(number, on_step)[0].save(path)
+            self.inverter.shard(number, progress)[0].save(path)
         return SparseImages.load(path)
 
 
@@ -69,7 +70,7 @@ class Stored:
     def __len__(self) -> int:
         return self.epochs * self._per_epoch
 
-    def batch(self, number: int, on_step: OnStep | None = None) -> SparseImages:  # noqa: ARG002 - nothing to invert
+    def batch(self, number: int, progress: Progress = quiet) -> SparseImages:  # noqa: ARG002 - nothing to invert
         epoch, part = divmod(number, self._per_epoch)
         order = torch.randperm(len(self.images), generator=Generator().manual_seed(self.seed * 1_000_003 + epoch))
         return self.images[order[part * self.size : (part + 1) * self.size]]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from inversion.checkpoint import read_weights
 from inversion.errors import InputError
 from inversion.names import as_timm
+from inversion.plainvit import HEADS, PlainViT
 from inversion.teacher import (
     DIGITS_VIT,
     DIGITS_WEIGHTS,
@@ -32,10 +32,9 @@ from inversion.teacher import (
     timm_name_of,
 )
 
-Loaded = tuple[VisionTransformer, bool, tuple[str, ...]]
+Loaded = tuple[PlainViT, bool, tuple[str, ...]]
 """A model, whether its head knows nothing yet, and what was chosen or left out of its checkpoint."""
 TEACHERS_OWN = "teacher"
-HEADS = ("head", "head_dist")
 HEAD_STD = 0.02
 
 
@@ -43,7 +42,7 @@ HEAD_STD = 0.02
 class Student:
     """A plain ViT in training, and how the teacher's patches become its own."""
 
-    model: VisionTransformer
+    model: PlainViT
     spec: InputSpec
     name: str
     notes: tuple[str, ...] = ()
@@ -118,7 +117,7 @@ def _alike(one: InputSpec, other: InputSpec) -> bool:
     return (one.mean, one.std) == (other.mean, other.std)
 
 
-def _own(teacher: Teacher, random_weights: bool, seed: int) -> VisionTransformer:
+def _own(teacher: Teacher, random_weights: bool, seed: int) -> PlainViT:
     model = copy.deepcopy(teacher.model).cpu()
     if random_weights:
         _draw_all(model, seed)
@@ -191,7 +190,7 @@ def _require_fit(student: Student, teacher: Teacher) -> None:
 
 
 @torch.no_grad()
-def _draw_head(model: VisionTransformer, seed: int) -> None:
+def _draw_head(model: PlainViT, seed: int) -> None:
     generator = Generator().manual_seed(seed)
     for name in HEADS:
         head = getattr(model, name, None)
@@ -200,7 +199,7 @@ def _draw_head(model: VisionTransformer, seed: int) -> None:
             head.bias.zero_()
 
 
-def _draw_all(model: VisionTransformer, seed: int) -> None:
+def _draw_all(model: PlainViT, seed: int) -> None:
     """timm's own initial weights, from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

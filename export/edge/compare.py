@@ -59,6 +59,9 @@ def compare(
     """Compare logits [M, classes], both of the same pictures; `labels` [M] are class indices.
 
     Raises `InputError` for shapes that differ, numbers that are not finite, or labels out of range.
+
+        found = compare(teacher.logits(images), answer(runtime, images))
+        print(found.agreement, found.kl)
     """
     teacher, candidate = _logits(teacher_logits, "teacher"), _logits(candidate_logits, "candidate")
     if teacher.shape != candidate.shape:

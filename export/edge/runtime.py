@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from export.edge.backend import Array, Runtime
 from export.edge.engine_spec import read_spec
@@ -49,13 +50,16 @@ def require_provider(provider: str) -> None:
     find_runtime(provider).check()
 
 
-def answer(runtime: Runtime, images: Array) -> Array:
+def answer(runtime: Runtime, images: npt.ArrayLike) -> Array:
     """Logits [M, classes] of `images` [M, ...], in batches that the model takes: what is too short for its smallest is
     filled up with the last picture.
 
     The model's input may have any name, and so may its output where there is one alone. Raises `InputError` where
     there are several of either.
+
+        logits = answer(runtime, images)
     """
+    images = np.asarray(images)
     (name,), output = _only(tuple(runtime.inputs), "inputs", runtime), _logits(runtime)
     smallest, largest = runtime.batches
     found = []

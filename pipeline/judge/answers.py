@@ -1,20 +1,33 @@
-"""Models against the teacher on pictures: all of them answer for the same ones."""
+"""One judge: any models against one teacher, all on the same pictures.
+
+    judge = Judge(teacher.logits, Pictures.of("leaves", dead_leaves(teacher.spec, 100, seed=0)))
+    judge(student).agreement, judge(student).kl_interval
+
+A model is whatever takes images and gives logits: a torch module, and by `of_runtime` an ONNX session or an engine.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.edge.compare import Comparison, compare
 from export.edge.runtime import Array, Runtime, answer
 from export.pixels import from_pixels, to_pixels
-from inversion.teacher import Teacher
+from inversion.plainvit import Module
+from inversion.progress import Progress, quiet
+from inversion.teacher import InputSpec
+from pipeline.pictures.valdata import ValData
 
 AT_ONCE = 25
+
+Model = Callable[[Tensor], Tensor | Array]
+"""Normalised images [B, C, H, W] -> logits [B, classes], on any device."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +41,24 @@ class Pictures:
     labelled: bool = False
 
     @classmethod
-    def of(cls, kind: str, images: Tensor) -> Pictures:
+    def of(cls, kind: str, images: Tensor, at_once: int = AT_ONCE) -> Pictures:
         """Pictures without labels, in memory."""
         blank = torch.zeros(len(images), dtype=torch.long)
-        return cls(kind, len(images), lambda: zip(images.split(AT_ONCE), blank.split(AT_ONCE), strict=True))
+        return cls(kind, len(images), lambda: zip(images.split(at_once), blank.split(at_once), strict=True))
+
+    @classmethod
+    def real(cls, val_data: ValData, at_once: int = AT_ONCE) -> Pictures:
+        """Labelled ones, read anew at each pass."""
+        return cls("real", len(val_data), lambda: val_data.batches(at_once), labelled=True)
+
+    def in_bytes(self, spec: InputSpec) -> Pictures:
+        """The same as a model sees them that takes bytes: with rounded pixels."""
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for images, labels in self.batches():
+                yield from_pixels(to_pixels(images, spec), spec), labels
+
+        return replace(self, batches=batches)
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,61 @@ class Answers:
     def comparisons(self) -> dict[str, Comparison]:
         """Each model against the teacher."""
         return {name: compare(self.teacher, logits, self.labels) for name, logits in self.models.items()}
+
+
+class Judge:
+    """Models against `teacher` on `pictures`. The teacher answers once, at the first pass over them, and is then known:
+    of any later models only their own answers are asked."""
+
+    def __init__(self, teacher: Model, pictures: Pictures) -> None:
+        self.teacher, self.pictures = teacher, pictures
+        self._known: tuple[Array, Array] | None = None
+
+    def __call__(self, model: Model) -> Comparison:
+        """How faithful one model is."""
+        return self.answers({"": model}).comparisons()[""]
+
+    @torch.inference_mode()
+    def answers(self, models: Mapping[str, Model], progress: Progress = quiet) -> Answers:
+        """What the teacher and each model say, by name."""
+        found: dict[str, list[Array]] = {name: [] for name in models}
+        theirs, labels, done = [], [], 0
+        for images, target in self.pictures.batches():
+            for name, model in models.items():
+                found[name].append(_array(model(images)))
+            if self._known is None:
+                theirs.append(_array(self.teacher(images)))
+                labels.append(target.numpy())
+            done += len(images)
+            progress(self.pictures.kind, done, self.pictures.count, math.nan)
+        self._known = self._known or (np.concatenate(theirs), np.concatenate(labels))
+        logits, targets = self._known
+        said = {name: np.concatenate(parts) for name, parts in found.items()}
+        return Answers(logits, said, targets if self.pictures.labelled else None)
+
+
+def of_module(module: Module, device: torch.device) -> Model:
+    """The model of a torch module that stands on `device`."""
+
+    def model(images: Tensor) -> Tensor:
+        said: Tensor = module(images.to(device))
+        return said
+
+    return model
+
+
+def of_runtime(runtime: Runtime, spec: InputSpec) -> Model:
+    """A session's model; one that takes bytes is given bytes."""
+    (dtype,) = runtime.dtypes.values()
+
+    def model(images: Tensor) -> Array:
+        return answer(runtime, to_pixels(images, spec).numpy() if dtype == np.uint8 else images.numpy().astype(dtype))
+
+    return model
+
+
+def _array(said: Tensor | Array) -> Array:
+    return said.float().cpu().numpy() if isinstance(said, Tensor) else said
 
 
 MISTAKEN, LEAST = 0.8, 10
@@ -73,52 +155,16 @@ def together(parts: Sequence[Answers]) -> Answers:
     )
 
 
-@torch.inference_mode()
-def judge(
-    teacher: Teacher, runtimes: Mapping[str, Runtime], pictures: Pictures, on_picture: Callable[[int], None]
-) -> Answers:
-    """What `teacher` and each runtime say of `pictures`; `on_picture` is told how many are done."""
-    teachers: list[Array] = []
-    found: dict[str, list[Array]] = {name: [] for name in runtimes}
-    labels: list[Array] = []
-    for images, target in pictures.batches():
-        shown = images
-        for name, runtime in runtimes.items():
-            shown, given = _given(runtime, images, teacher)
-            found[name].append(answer(runtime, given))
-        # all files of a run take the same kind of input
-        teachers.append(teacher.model(shown.to(teacher.device)).float().cpu().numpy())
-        labels.append(target.numpy())
-        on_picture(sum(map(len, labels)))
-    models = {name: np.concatenate(parts) for name, parts in found.items()}
-    return Answers(np.concatenate(teachers), models, np.concatenate(labels) if pictures.labelled else None)
+def first(pictures: Sequence[Pictures], count: int) -> Pictures:
+    """The first `count` pictures of several kinds together."""
 
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        left = count
+        for kind in pictures:
+            for images, labels in kind.batches():
+                yield images[:left], labels[:left]
+                left -= len(images)
+                if left <= 0:
+                    return
 
-@torch.inference_mode()
-def against_module(runtime: Runtime, module: nn.Module, teacher: Teacher, pictures: Iterable[Tensor]) -> Comparison:
-    """`runtime` against the torch module that its file was made from."""
-    pairs: list[tuple[Array, Array]] = []
-    for images in pictures:
-        shown, given = _given(runtime, images, teacher)
-        pairs.append((module(shown).numpy(), answer(runtime, given)))
-    ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return compare(ours, theirs)
-
-
-def first(pictures: Iterable[Pictures], count: int) -> Iterator[Tensor]:
-    """The first `count` pictures of several kinds together, in batches."""
-    for kind in pictures:
-        for images, _ in kind.batches():
-            yield images[:count]
-            count -= len(images)
-            if count <= 0:
-                return
-
-
-def _given(runtime: Runtime, images: Tensor, teacher: Teacher) -> tuple[Tensor, Array]:
-    """What the teacher is to see, and what the runtime is given: a model that takes bytes sees rounded pixels."""
-    (dtype,) = runtime.dtypes.values()
-    if dtype == np.uint8:
-        pixels = to_pixels(images, teacher.spec)
-        return from_pixels(pixels, teacher.spec), pixels.numpy()
-    return images, images.numpy().astype(dtype)
+    return Pictures("first", min(count, sum(kind.count for kind in pictures)), batches)

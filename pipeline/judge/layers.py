@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-import torch
 from rich.table import Table
 
 from calib.damage import (
@@ -19,18 +17,19 @@ from calib.damage import (
     judging_material,
     mean_weight_bits,
     mixed_scheme,
-    most_measurements,
 )
 from calib.fidelity import Fidelity
-from calib.layers import quantized_layers, require_layers
+from calib.layers import require_layers
 from calib.scheme import QuantScheme
-from export.edge.compare import compare
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
+from inversion.plainvit import Module
 from inversion.publish import publish
 from inversion.teacher import Teacher
-from pipeline.pictures.valdata import ValData
+from pipeline.judge.answers import Judge, Model, Pictures, of_module
+from pipeline.pictures.valdata import BATCH, ValData
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.show.display import Display
 
 SCHEMA = 1
@@ -38,10 +37,52 @@ PICTURES = 128
 """That an estimated drop rests on, at least: one changed answer is 0.8 points."""
 
 
+class LayerRow(TypedDict):
+    """A `LayerDamage` on disk."""
+
+    name: str
+    bits: str
+    parameters: int
+    weight_kl: float
+    input_kl: float | None
+
+
+class Candidate(TypedDict):
+    """A scheme, by the layers that it raises above the one given, and what the whole model gives with it; `real` is a
+    `Comparison` on real pictures, where some judge."""
+
+    raised: list[str]
+    mean_weight_bits: float
+    estimated_drop: float
+    kl: float
+    real: Facts | None
+
+
+class MixedRow(TypedDict):
+    """The scheme with the fewest bits within `max_drop` points, beside the one given."""
+
+    max_drop: float
+    met: bool
+    pictures: int
+    given: Candidate
+    mixed: Candidate
+
+
+class Sensitivity(TypedDict):
+    """sensitivity.json."""
+
+    schema: int
+    teacher: dict[str, str]
+    scheme: Facts
+    pictures: int
+    layers: list[LayerRow]
+    mixed: MixedRow | None
+
+
 def sensitivity(
     teacher: Teacher, images: Path, recipe: Recipe, max_drop: float | None, val_data: ValData | None, out: Path,
     display: Display,
-) -> dict[str, Any]:  # fmt: skip
+) -> Sensitivity:  # fmt: skip
     """Measure every layer by itself on synthetic pictures; write sensitivity.json and .png into `out`, and, where
     `max_drop` asks for a mixed scheme, recipe.toml. Returns what the JSON says.
 
@@ -55,25 +96,20 @@ def sensitivity(
     require_images_of(teacher, found, images)
     out.mkdir(parents=True, exist_ok=True)
     shown, judge, many = judging_material(teacher, found, PICTURES, recipe.calibration)
-    layers = len(quantized_layers(teacher.model))
-    with display.phases() as on_phase:
-        probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, on_phase)
-        quantizers = layers + len([name for name in probe.inputs if name in probe.layers])
-        damages = probe.damage(judge, lambda done, kl: on_phase("layers", done, quantizers, kl))
+    with display.progress() as progress:
+        probe = Probe(teacher, scheme, shown, judge, recipe.basis, recipe.calibration, progress)
+        damages = probe.damage(judge, progress)
         mixed = None
         if max_drop is not None:
-            total = most_measurements(layers)
-            measured = mixed_scheme(
-                probe, damages, many, max_drop, lambda done, kl: on_phase("mixed scheme", min(done, total), total, kl)
-            )
+            measured = mixed_scheme(probe, damages, many, max_drop, progress)
             mixed = _describe(probe, damages, max_drop, *measured, val_data, len(many))
             publish(out / "recipe.toml", _recipe(measured[1]).encode())
-    results = {
+    results: Sensitivity = {
         "schema": SCHEMA,
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
         "scheme": {"bits": scheme.bits, **scheme.overrides()},
         "pictures": len(judge),
-        "layers": [{**dataclasses.asdict(each), "bits": str(each.bits)} for each in damages],
+        "layers": [_row(each) for each in damages],
         "mixed": mixed,
     }
     publish(out / "sensitivity.json", (json.dumps(results, indent=1) + "\n").encode())
@@ -81,7 +117,17 @@ def sensitivity(
     return results
 
 
-def layers_table(results: dict[str, Any]) -> Table:
+def _row(damage: LayerDamage) -> LayerRow:
+    return {
+        "name": damage.name,
+        "bits": str(damage.bits),
+        "parameters": damage.parameters,
+        "weight_kl": damage.weight_kl,
+        "input_kl": damage.input_kl,
+    }
+
+
+def layers_table(results: Sensitivity) -> Table:
     """A row a layer, the most damaging weight first."""
     table = Table("layer", "bits", "parameters", "KL, weight alone", "KL, input alone", title=results["scheme"]["bits"])
     for column in table.columns[1:]:
@@ -93,7 +139,7 @@ def layers_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def mixed_sentence(mixed: dict[str, Any]) -> str:
+def mixed_sentence(mixed: MixedRow) -> str:
     """What the mixed scheme is and gives, in one line."""
     raised, given = mixed["mixed"], mixed["given"]
     if not raised["raised"]:
@@ -112,15 +158,20 @@ def mixed_sentence(mixed: dict[str, Any]) -> str:
 def _describe(
     probe: Probe, damages: tuple[LayerDamage, ...], max_drop: float, given: Fidelity, mixed: Mixed,
     val_data: ValData | None, pictures: int,
-) -> dict[str, Any]:  # fmt: skip
-    def facts(scheme: QuantScheme, raised: tuple[str, ...], found: Fidelity) -> dict[str, Any]:
-        real = _real(probe, raised, val_data) if val_data else None
+) -> MixedRow:  # fmt: skip
+    def answers(model: Module) -> Model:
+        return of_module(model, device)
+
+    device = next(probe.teacher.parameters()).device
+    judge = Judge(answers(probe.teacher), Pictures.real(val_data, BATCH)) if val_data else None
+
+    def facts(scheme: QuantScheme, raised: tuple[str, ...], found: Fidelity) -> Candidate:
         return {
             "raised": list(raised),
             "mean_weight_bits": mean_weight_bits(scheme, damages),
             "estimated_drop": estimated_drop(found),
             "kl": found.kl,
-            "real": real,
+            "real": judge(answers(probe.model(raised))).to_dict() if judge else None,
         }
 
     return {
@@ -130,13 +181,6 @@ def _describe(
         "given": facts(probe.scheme, (), given),
         "mixed": facts(mixed.scheme, mixed.raised, mixed.fidelity),
     }
-
-
-@torch.inference_mode()
-def _real(probe: Probe, raised: tuple[str, ...], val_data: ValData) -> dict[str, Any]:
-    model = probe.model(raised)
-    parts = [(probe.teacher(images), model(images), labels) for images, labels in val_data]
-    return compare(*(torch.cat(column).numpy() for column in zip(*parts, strict=True))).to_dict()
 
 
 def _recipe(mixed: Mixed) -> str:

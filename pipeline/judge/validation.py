@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,28 +15,33 @@ from calib.scheme import integer_range
 from calib.weights import QuantizedWeights
 from export.edge.compare import Comparison
 from export.edge.gpu import local_arch
+from export.edge.kernels import Coverage
 from export.edge.latency import measure_latency, peak_bytes
 from export.edge.registry import available, find_engine_backend, find_runtime
 from export.edge.runtime import Runtime, open_engine, open_runtime
 from export.graph import integer_weights
 from export.parity import LayerParity, layer_parity
 from inversion.leaves import dead_leaves
+from inversion.progress import Progress
 from inversion.teacher import Teacher
-from pipeline.judge.answers import AT_ONCE, Pictures, against_module, first, judge, mistaken, together
+from pipeline.judge.answers import AT_ONCE, Judge, Model, Pictures, first, mistaken, of_runtime, together
 from pipeline.pictures.valdata import ValData
-from pipeline.record.gates import (
-    FLOAT,
-    GRAPH,
-    ONNX,
-    Gate,
-    Limits,
-    at_least,
-    at_most,
-    real_gates,
-    synthetic_gates,
-    warnings,
+from pipeline.record.gates import FLOAT, GRAPH, ONNX, Limits, Measured, gates_of, warnings
+from pipeline.record.proof import (
+    Answered,
+    Engine,
+    ExecutedEngine,
+    Fidelity,
+    Kernels,
+    LatencyRow,
+    Layers,
+    ModelFile,
+    OnKinds,
+    OnnxRuntime,
+    Runtimes,
+    Times,
+    Verdict,
 )
-from pipeline.show.display import Advance
 
 LATENCY_BATCHES = (1, 8)
 LATENCY_SECONDS = 8.0
@@ -49,12 +54,12 @@ LEAVES = "leaves"
 @dataclass(frozen=True)
 class Files:
     """What is judged: the quantized and the float ONNX, the graph of the engines where ONNX Runtime can run it, and
-    the engines, each with its `EngineSpec` as JSON; `provider` is ONNX Runtime's."""
+    the engines, each with its record; `provider` is ONNX Runtime's."""
 
     quantized: Path
     float32: Path
     engine_graph: Path | None = None
-    engines: Sequence[tuple[Path, dict[str, Any]]] = ()
+    engines: Sequence[tuple[Path, Engine]] = ()
     provider: str = "cpu"
 
 
@@ -77,11 +82,6 @@ def proof_leaves(teacher: Teacher, count: int, seed: int, first_number: int) -> 
     return Pictures(LEAVES, count, batches)
 
 
-def labelled(val_data: ValData) -> Pictures:
-    """The real pictures."""
-    return Pictures("real", len(val_data), lambda: val_data.batches(AT_ONCE), labelled=True)
-
-
 def validate(
     teacher: Teacher,
     files: Files,
@@ -89,9 +89,9 @@ def validate(
     synthetic: Sequence[Pictures],
     val_data: ValData | None,
     limits: Limits,
-    advance: Advance,
-) -> dict[str, Any]:
-    """The `validation` part of a manifest.
+    progress: Progress,
+) -> Verdict:
+    """All files against the teacher, and the gates.
 
     `synthetic` are pictures that neither calibration nor training has seen, kind by kind. The quantized and the float
     file, the engines' graph and the engines that run here all answer for every picture. Without `reference` nothing is
@@ -102,42 +102,43 @@ def validate(
         runtimes: dict[str, Runtime] = {ONNX: onnx, FLOAT: stack.enter_context(open_runtime(files.float32))}
         if files.engine_graph:
             runtimes[GRAPH] = stack.enter_context(open_runtime(files.engine_graph))
-        executed = {path: stack.enter_context(open_engine(path)) for path, spec in files.engines if _is_here(spec)}
-        runtimes |= {path.name: engine for path, engine in executed.items()}
-        about = {"version": onnx.version, "provider": onnx.provider, "executed": True}
-        found = _compared(teacher, runtimes, synthetic, val_data, advance)
+        executed = {path: stack.enter_context(open_engine(path)) for path, engine in files.engines if _is_here(engine)}
+        runtimes |= {path.name: session for path, session in executed.items()}
+        models = {name: of_runtime(runtime, teacher.spec) for name, runtime in runtimes.items()}
+        kinds = [*synthetic, *([Pictures.real(val_data)] if val_data else [])]
+        if np.uint8 in onnx.dtypes.values():  # all files of a run take the same kind of input, and so does the teacher
+            kinds = [pictures.in_bytes(teacher.spec) for pictures in kinds]
+        found = _compared(teacher, models, kinds, progress)
         parity, layers = None, None
         if reference:
-            parity = against_module(onnx, reference.module, teacher, first(synthetic, MODULE_PICTURES))
-            shown = torch.cat(list(first(synthetic, PARITY_PICTURES)))
+            parity = Judge(reference.module, first(kinds, MODULE_PICTURES))(models[ONNX])
+            shown = torch.cat([images for images, _ in first(synthetic, PARITY_PICTURES).batches()])
             layers = layer_parity(files.quantized, reference.module, shown)
-        engines = [_describe_engine(path, spec, executed.get(path), found) for path, spec in files.engines]
-        speed = _speed(files, onnx.batches[1])
+        engines = tuple(_answered_engine(path, engine, executed.get(path), found) for path, engine in files.engines)
+        speed = _latency(files, onnx.batches[1])
     kernels = find_runtime(files.provider).kernels(files.quantized)
-    gates = [
-        *(_layer_gates(files.quantized, reference.weights, layers) if reference and layers else []),
-        *synthetic_gates(found.synthetic, limits),
-        *([at_most("onnx_against_torch_kl", parity.kl_interval[1], limits["max_kl"])] if parity else []),
-        *(real_gates(found.real, limits) if found.real else []),
-        at_least("integer_coverage", kernels.share, limits["min_integer_coverage"]),
-        *(
-            at_least(f"integer_coverage_{engine['arch']}", engine["kernels"]["share"], limits["min_integer_coverage"])
-            for engine in engines
-        ),
-        *(at_most("latency_ratio", row["ratio"], limits["max_latency_ratio"]) for row in speed["latency"]),
-    ]
-    gates = [gate for gate in gates if gate["limit"] is not None]
-    return {
-        "passed": all(gate["passed"] for gate in gates),
-        "gates": gates,
-        "warnings": [*(val_data.left_out if val_data else ()), *found.warnings()],
-        **found.of(ONNX),
-        "runtimes": {ONNX: {**about, **speed, "kernels": kernels.to_dict()}, "tensorrt": engines or None},
-        "float": found.of(FLOAT),
-        "engine_graph": found.of(GRAPH) if files.engine_graph else None,
-        "onnx_against_torch": parity.to_dict() if parity else None,
-        "layers": _describe_layers(layers) if layers else None,
-    }
+    measured = Measured(
+        synthetic=found.synthetic,
+        real=found.real or {},
+        against_torch=parity,
+        integer_layers=_fitting_layers(files.quantized, reference.weights) if reference else None,
+        exact_layers=(sum(layer.exact for layer in layers), len(layers)) if layers else None,
+        coverage={"": kernels.share} | {f"_{engine.arch}": engine.kernels.share for engine in engines},
+        latency_ratios=[row.ratio for row in speed],
+    )
+    gates, answered = gates_of(measured, limits), found.of(ONNX)
+    return Verdict(
+        passed=all(gates),
+        gates=gates,
+        warnings=(*(val_data.left_out if val_data else ()), *found.warnings()),
+        synthetic=answered.synthetic,
+        real=answered.real,
+        runtimes=Runtimes(_describe_runtime(onnx, files, speed, kernels), engines or None),
+        float32=found.of(FLOAT),
+        engine_graph=found.of(GRAPH) if files.engine_graph else None,
+        onnx_against_torch=Fidelity.of(parity) if parity else None,
+        layers=_describe_layers(layers) if layers else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ class _Found:
     real: dict[str, Comparison] | None
     mistaken: list[str]
 
-    def of(self, name: str) -> dict[str, Any]:
+    def of(self, name: str) -> Answered:
         """One model's part of a manifest."""
-        kinds = {kind: one[name].to_dict() for kind, one in self.kinds.items()}
-        real = self.real[name].to_dict() if self.real else None
-        return {"synthetic": {**self.synthetic[name].to_dict(), "kinds": kinds}, "real": real}
+        kinds = {kind: one[name] for kind, one in self.kinds.items()}
+        real = Fidelity.of(self.real[name]) if self.real else None
+        return Answered(OnKinds.all_of(self.synthetic[name], kinds), real)
 
     def warnings(self) -> list[str]:
         kinds = {kind: one[ONNX] for kind, one in self.kinds.items()}
@@ -162,89 +163,73 @@ class _Found:
         return [*warnings(kinds, real, self.synthetic[ONNX].n), *self.mistaken]
 
 
-def _compared(
-    teacher: Teacher,
-    runtimes: Mapping[str, Runtime],
-    synthetic: Sequence[Pictures],
-    val_data: ValData | None,
-    advance: Advance,
-) -> _Found:
-    done, answers = 0, []
+def _compared(teacher: Teacher, models: Mapping[str, Model], kinds: Sequence[Pictures], progress: Progress) -> _Found:
+    """All `models` on all pictures; those with labels are the real ones."""
+    done, total, answers = 0, sum(pictures.count for pictures in kinds), {}
 
-    def on_picture(now: int) -> None:
-        advance(done + now, "")
+    def of_all(_kind: str, now: int, _count: int, value: float) -> None:
+        progress("validation", done + now, total, value)
 
-    for pictures in (*synthetic, *([labelled(val_data)] if val_data else [])):
-        answers.append(judge(teacher, runtimes, pictures, on_picture))
+    for pictures in kinds:
+        answers[pictures.kind] = Judge(teacher.logits, pictures).answers(models, of_all)
         done += pictures.count
-    of_real = answers.pop() if val_data else None
+    real = next((answers.pop(pictures.kind) for pictures in kinds if pictures.labelled), None)
     return _Found(
-        together(answers).comparisons(),
-        {pictures.kind: one.comparisons() for pictures, one in zip(synthetic, answers, strict=True)},
-        of_real.comparisons() if of_real else None,
-        mistaken(of_real) if of_real else [],
+        together(list(answers.values())).comparisons(),
+        {kind: one.comparisons() for kind, one in answers.items()},
+        real.comparisons() if real else None,
+        mistaken(real) if real else [],
     )
 
 
-def _is_here(spec: Mapping[str, Any]) -> bool:
+def _is_here(engine: Engine) -> bool:
     """Whether the engine's backend and its GPU are those of this machine."""
-    return local_arch() == spec["arch"] and available(spec["backend"]) is not None
+    return local_arch() == engine.arch and available(engine.backend) is not None
 
 
-def _describe_engine(
-    path: Path,
-    spec: dict[str, Any],
-    engine: Runtime | None,
-    found: _Found,
-) -> dict[str, Any]:
-    """The engine's spec; where it was executed, with its fidelity, and its kernels from its own inspector."""
-    if engine is None:
-        return spec
-    kernels = find_engine_backend(spec["backend"]).kernels(path)
-    return {**spec, "executed": True, "kernels": kernels.to_dict(), **found.of(path.name)}
+def _answered_engine(path: Path, engine: Engine, session: Runtime | None, found: _Found) -> Engine:
+    """`engine`; where it was executed, with its fidelity, and its kernels from its own inspector."""
+    if session is None:
+        return engine
+    kernels = find_engine_backend(engine.backend).kernels(path)
+    return ExecutedEngine.of(engine, Kernels.of(kernels), found.of(path.name))
 
 
-def _layer_gates(path: Path, weights: QuantizedWeights, layers: Sequence[LayerParity]) -> list[Gate]:
-    exact = sum(layer.exact for layer in layers)
-    return [
-        at_least("integer_layers", _fitting_layers(path, weights), len(weights.layers)),
-        at_least("exact_layers", exact, len(layers)),
-    ]
-
-
-def _fitting_layers(path: Path, weights: QuantizedWeights) -> int:
-    """How many layers' weights stand in the ONNX file as integers within their bits."""
+def _fitting_layers(path: Path, weights: QuantizedWeights) -> tuple[int, int]:
+    """How many layers' weights stand in the ONNX file as integers within their bits, of how many."""
     found = integer_weights(path)
     fitting = 0
     for name, bits in weights.layers.items():
         low, high = integer_range(bits.weight)
         smallest, largest = found.get(f"{name}.weight", (low - 1, high + 1))
         fitting += low <= smallest and largest <= high
-    return fitting
+    return fitting, len(weights.layers)
 
 
-def _describe_layers(layers: Sequence[LayerParity]) -> dict[str, Any]:
-    """Every layer alone against torch's, on the same inputs."""
-    return {
-        "layers": len(layers),
-        "exact": sum(layer.exact for layer in layers),
-        "flipped_integers": max(layer.flipped for layer in layers),
-        "largest_step": max(layer.largest_step for layer in layers),
-        "largest_error": max(layer.error for layer in layers),
-    }
+def _describe_layers(layers: Sequence[LayerParity]) -> Layers:
+    return Layers(
+        layers=len(layers),
+        exact=sum(layer.exact for layer in layers),
+        flipped_integers=max(layer.flipped for layer in layers),
+        largest_step=max(layer.largest_step for layer in layers),
+        largest_error=max(layer.error for layer in layers),
+    )
 
 
-def _speed(files: Files, only: int | None) -> dict[str, Any]:
-    """Size, peak memory and latency; the two models are timed in turn, at each of `LATENCY_BATCHES` or, of a model that
-    takes no other, at batch `only`."""
+def _describe_runtime(onnx: Runtime, files: Files, speed: tuple[LatencyRow, ...], kernels: Coverage) -> OnnxRuntime:
+    """ONNX Runtime with sizes, peak memory and latency of both models."""
+    float32, quantized = (ModelFile(path.stat().st_size, peak_bytes(path)) for path in (files.float32, files.quantized))
+    return OnnxRuntime(
+        onnx.version, onnx.provider, True, float32, quantized, speed, speed[0].ratio, Kernels.of(kernels)
+    )
+
+
+def _latency(files: Files, only: int | None) -> tuple[LatencyRow, ...]:
+    """Both models, timed in turn at each of `LATENCY_BATCHES` or, of a model that takes no other, at batch `only`."""
     models = {"float": files.float32, "quantized": files.quantized}
-    rows: dict[str, dict[str, Any]] = {
-        name: {"bytes": path.stat().st_size, "peak_bytes": peak_bytes(path)} for name, path in models.items()
-    }
-    latency = []
+    rows = []
     for batch in (only,) if only else LATENCY_BATCHES:
         found = measure_latency(models, batch, provider=files.provider, budget_s=LATENCY_SECONDS)
-        times = {name: {"median_ms": one.median_ms, "p95_ms": one.p95_ms} for name, one in found.items()}
-        ratio = times["quantized"]["median_ms"] / times["float"]["median_ms"]
-        latency.append({"batch": batch, **times, "ratio": ratio})
-    return {**rows, "latency": latency, "latency_ratio": latency[0]["ratio"]}
+        float32, quantized = (Times(found[name].median_ms, found[name].p95_ms) for name in models)
+        rows.append(LatencyRow(batch, float32, quantized, quantized.median_ms / float32.median_ms))
+    return tuple(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from inversion.errors import InputError
+from inversion.progress import Progress, quiet
 from inversion.teacher import DIGITS_VIT, InputSpec, Teacher
 from pipeline.pictures.depth import eight_bits
 from pipeline.pictures.folders import read_folder
@@ -67,13 +69,12 @@ class ValData:
         for part in self._parts(size, self._read):
             yield torch.stack([image for image, _ in part]), torch.tensor([picture.label for _, picture in part])
 
-    def check(self, on_picture: Callable[[int], None] | None = None) -> None:
-        """Look at every picture, to its end, before any work rests on them; `on_picture` is told how many are done."""
+    def check(self, progress: Progress = quiet) -> None:
+        """Look at every picture, to its end, before any work rests on them."""
         done = 0
         for part in self._parts(BATCH, self._glance):
             done += len(part)
-            if on_picture:
-                on_picture(done)
+            progress("pictures", done, self.count, math.nan)
 
     def _parts(self, size: int, look: Callable[[Picture], T]) -> Iterator[list[tuple[T, Picture]]]:
         remaining = iter(self.pictures())
@@ -152,8 +153,8 @@ def judging_pictures(
     if chosen.val_data is not None:
         places = (chosen.class_map, chosen.image_column, chosen.label_column)
         data = open_val_data(chosen.val_data, teacher.spec, *places)
-        with display.steps("pictures", len(data)) as advance:
-            data.check(lambda done: advance(done, ""))
+        with display.progress() as progress:
+            data.check(progress)
         return data
     for what, value in (
         ("class map", chosen.class_map), ("image column", chosen.image_column),

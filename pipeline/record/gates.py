@@ -1,12 +1,26 @@
 """Gates: what must hold of a run. A rate or mean is held to the bound of its 95% interval, so that few pictures prove
-little."""
+little.
+
+How to add a gate:
+
+1. Here, write a rule: a function of what was `Measured` and of the limits that yields `at_least` or `at_most` of a
+   name, a value and a limit. A limit of None makes no gate.
+2. Put it into `RULES`, where it is to stand in reports. The table on screen, report.html, junit.xml, the exit code and
+   manifest.json take every gate from there.
+3. A limit that a recipe may set is a value of `Validation` in pipeline/recipe/recipe.py, and one of its `limits`; any
+   other is a constant here.
+
+So a gate on what is measured takes this file, and recipe.py where its limit can be set. What nothing measures yet is a
+value of `Measured`, which pipeline/judge/validation.py fills.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from export.edge.compare import Comparison
+from pipeline.record.proof import Gate, Number
 
 ONNX, FLOAT, GRAPH = "onnxruntime", "float", "engine graph"
 FLOAT_KL = 1e-3
@@ -17,49 +31,108 @@ teacher, but one that sees other labels or other pixels than its own."""
 FEW = 100
 """Pictures below which a verdict carries a warning."""
 
-Gate = dict[str, Any]
 Limits = Mapping[str, float | None]
 
 
-def at_least(name: str, value: float, limit: float | None) -> Gate:
-    return {"name": name, "value": value, "limit": limit, "passed": limit is None or value >= limit}
+@dataclass(frozen=True)
+class Measured:
+    """What gates may ask of. Comparisons are with the teacher, by the model's name.
+
+    - `synthetic`       on all synthetic pictures together; `real` on labelled ones, where there are some
+    - `against_torch`   of the file with the torch module that it was made from
+    - `integer_layers`, `exact_layers`  how many layers' weights fit their bits and how many are torch's, of how many
+    - `coverage`        share of a runtime's products that run on integers, by what its gate's name ends with
+    - `latency_ratios`  quantized to float, at each batch
+    """
+
+    synthetic: Mapping[str, Comparison]
+    real: Mapping[str, Comparison] = field(default_factory=dict)
+    against_torch: Comparison | None = None
+    integer_layers: tuple[int, int] | None = None
+    exact_layers: tuple[int, int] | None = None
+    coverage: Mapping[str, float] = field(default_factory=dict)
+    latency_ratios: Sequence[float] = ()
 
 
-def at_most(name: str, value: float, limit: float | None) -> Gate:
-    return {"name": name, "value": value, "limit": limit, "passed": limit is None or value <= limit}
+Rule = Callable[[Measured, Limits], Iterable[Gate]]
 
 
-def synthetic_gates(found: Mapping[str, Comparison], limits: Limits) -> Iterable[Gate]:
+def gates_of(measured: Measured, limits: Limits) -> tuple[Gate, ...]:
+    """Every rule's gates, in order."""
+    return tuple(gate for rule in RULES for gate in rule(measured, limits))
+
+
+def at_least(name: str, value: Number, limit: Number | None) -> Iterator[Gate]:
+    if limit is not None:
+        yield Gate(name, value, limit, value >= limit)
+
+
+def at_most(name: str, value: Number, limit: Number | None) -> Iterator[Gate]:
+    if limit is not None:
+        yield Gate(name, value, limit, value <= limit)
+
+
+def layers(measured: Measured, limits: Limits) -> Iterator[Gate]:  # noqa: ARG001 - every layer, whatever the recipe
+    """Every layer's weights stand in the file as integers of its bits, and it computes what torch's does."""
+    for name in ("integer_layers", "exact_layers"):
+        if counts := getattr(measured, name):
+            yield from at_least(name, *counts)
+
+
+def synthetic_kl(measured: Measured, limits: Limits) -> Iterator[Gate]:
     """Of each model's KL on all synthetic pictures together: its upper bound."""
     names = {ONNX: "synthetic_kl", GRAPH: "engine_graph_kl", FLOAT: "float_onnx_kl"}
-    for name, one in found.items():
+    for name, one in measured.synthetic.items():
         limit = FLOAT_KL if name == FLOAT else limits["max_kl"]
-        yield at_most(names.get(name, f"synthetic_kl_{name}"), one.kl_interval[1], limit)
+        yield from at_most(names.get(name, f"synthetic_kl_{name}"), one.kl_interval[1], limit)
 
 
-def real_gates(found: Mapping[str, Comparison], limits: Limits) -> Iterable[Gate]:
-    """On labelled pictures: of each quantized model, the lower bound of its agreement and the upper one of its drop; of
-    the teacher, that it sees labels and pixels of its own."""
-    for name, one in found.items():
+def kl_against_torch(measured: Measured, limits: Limits) -> Iterator[Gate]:
+    if measured.against_torch:
+        yield from at_most("onnx_against_torch_kl", measured.against_torch.kl_interval[1], limits["max_kl"])
+
+
+def real_fidelity(measured: Measured, limits: Limits) -> Iterator[Gate]:
+    """On labelled pictures, of each quantized model: the lower bound of its agreement and the upper one of its drop."""
+    for name, one in measured.real.items():
         if name == FLOAT:
             continue
         suffix = "" if name == ONNX else f"_{name.replace(' ', '_')}"
         assert one.top1_drop_interval is not None  # labels were given
-        yield at_least(f"real_agreement{suffix}", one.agreement_interval[0], limits["min_agreement"])
-        yield at_most(f"real_top1_drop{suffix}", 100 * one.top1_drop_interval[1], limits["max_drop"])
-    yield from teacher_gates(found[ONNX])
+        yield from at_least(f"real_agreement{suffix}", one.agreement_interval[0], limits["min_agreement"])
+        yield from at_most(f"real_top1_drop{suffix}", 100 * one.top1_drop_interval[1], limits["max_drop"])
 
 
-def teacher_gates(one: Comparison) -> Iterable[Gate]:
+def teacher_on_real(measured: Measured, limits: Limits) -> Iterator[Gate]:  # noqa: ARG001 - of the teacher, not ours
+    """The teacher sees labels and pixels of its own."""
+    if measured.real:
+        yield from teacher_gates(measured.real[ONNX])
+
+
+def teacher_gates(one: Comparison) -> Iterator[Gate]:
     """The teacher's top-1 on real pictures: above chance by its lower bound, and not far below its confidence by its
     upper one."""
     assert one.teacher_top1_interval is not None
     assert one.chance is not None
     low, high = one.teacher_top1_interval
-    above = at_least("teacher_top1_above_chance", low, one.chance)
-    above["passed"] = low > one.chance
-    yield above
-    yield at_least("teacher_top1_for_its_confidence", high, SURE * one.teacher_confidence)
+    yield Gate("teacher_top1_above_chance", low, one.chance, low > one.chance)
+    yield from at_least("teacher_top1_for_its_confidence", high, SURE * one.teacher_confidence)
+
+
+def integer_coverage(measured: Measured, limits: Limits) -> Iterator[Gate]:
+    """Of the products whose factors are both quantized, the share that each runtime computes with integers."""
+    for suffix, share in measured.coverage.items():
+        yield from at_least(f"integer_coverage{suffix}", share, limits["min_integer_coverage"])
+
+
+def latency(measured: Measured, limits: Limits) -> Iterator[Gate]:
+    for ratio in measured.latency_ratios:
+        yield from at_most("latency_ratio", ratio, limits["max_latency_ratio"])
+
+
+RULES: tuple[Rule, ...] = (
+    layers, synthetic_kl, kl_against_torch, real_fidelity, teacher_on_real, integer_coverage, latency,
+)  # fmt: skip
 
 
 def warnings(kinds: Mapping[str, Comparison], real: Comparison | None, all_synthetic: int) -> list[str]:
@@ -73,7 +146,7 @@ def warnings(kinds: Mapping[str, Comparison], real: Comparison | None, all_synth
             f"the verdict on real pictures rests on {real.n} only, and gates hold the bounds of its wide intervals: "
             f"give {FEW} or more with --val-data."
         )
-    if real and not all(gate["passed"] for gate in teacher_gates(real)):
+    if real and not all(teacher_gates(real)):
         assert real.teacher_top1 is not None
         found.append(
             f"the teacher itself is right on {100 * real.teacher_top1:.1f}% of these pictures, where its confidence "

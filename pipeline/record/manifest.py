@@ -1,66 +1,208 @@
-"""manifest.json as it is read: whole and of our schema, or as good as none."""
+"""manifest.json: its types, and how it is read and written. What is not whole, or not of our schema, is none.
+
+    manifest = load_manifest(Path("runs/demo"))
+    manifest.teacher.name, manifest.stage("invert").seconds, manifest.verdict.passed
+
+`manifest.schema.json` beside this file is made from these types: `python -m pipeline.record.manifest`.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from inversion.errors import InputError
+from pipeline.record.proof import Size, Verdict
 
 if TYPE_CHECKING:
     from inversion.teacher import Teacher
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
+JSON_SCHEMA = Path(__file__).with_name("manifest.schema.json")
+
+Facts = dict[str, Any]
+"""A table as JSON has it, whose keys are another's business: a recipe, or what one stage measured."""
+T = TypeVar("T")
 
 
-def load_manifest(folder: Path) -> dict[str, Any]:
+def _inside(path: str) -> str:
+    """An output lies in the run folder: a damaged one is removed."""
+    found = Path(path)
+    if "\0" in path or not found.name or found.is_absolute() or ".." in found.parts:
+        raise ValueError("it leads out of the run folder")
+    return path
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a stage made; `path` is relative to the run folder."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+    sha256: str
+    bytes: Size
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage that is done. `cached`: it was found unchanged and did not run again."""
+
+    name: str
+    digest: str
+    seconds: float
+    cached: bool
+    outputs: tuple[Output, ...]
+    metrics: Facts
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of, in sentences."""
+        said = self.metrics.get("warnings")
+        return [str(sentence) for sentence in said] if isinstance(said, list | tuple) else []
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Whose run it is; `input_size` is [C, H, W]."""
+
+    name: str
+    sha256: str
+    num_classes: int
+    input_size: tuple[int, ...]
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> TeacherRecord:
+        spec = teacher.spec
+        return cls(teacher.name, teacher.sha256, spec.num_classes, (spec.channels, *spec.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A run. `validation` is None until it has come to its verdict."""
+
+    schema: Literal[1] = SCHEMA
+    recipe: Facts
+    teacher: TeacherRecord
+    versions: dict[str, str | None]
+    stages: tuple[StageRecord, ...] = ()
+    validation: Verdict | None = None
+
+    @property
+    def bits(self) -> str:
+        return str(self.recipe.get("bits", ""))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of a run that has come so far."""
+        assert self.validation is not None
+        return self.validation
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All files that its stages made."""
+        return [output for stage in self.stages for output in stage.outputs]
+
+    def find(self, name: str) -> StageRecord | None:
+        """The record of stage `name`, if it is done."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def stage(self, name: str) -> StageRecord:
+        """The record of stage `name`; `InputError` where the run has not come so far."""
+        if (found := self.find(name)) is None:
+            raise InputError(f"the run has not come to its stage {name!r}: finish it with `pipeline build`.")
+        return found
+
+    def without(self, name: str) -> tuple[StageRecord, ...]:
+        """Its stages but `name`."""
+        return tuple(stage for stage in self.stages if stage.name != name)
+
+
+def load_manifest(folder: Path) -> Manifest:
     """The manifest of an existing run folder; `InputError` where there is none that can be read."""
-    manifest = read_manifest(folder / MANIFEST)
-    if not manifest:
+    if (manifest := read_manifest(folder / MANIFEST)) is None:
         raise InputError(f"{str(folder)!r} holds no {MANIFEST} of schema {SCHEMA}: make one with `pipeline build`.")
     return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Empty where the file is missing or not a manifest: everything then runs again."""
+def load_finished(folder: Path) -> Manifest:
+    """The manifest of a run that has a whole verdict; `InputError` where it has not."""
+    manifest = load_manifest(folder)
+    if manifest.validation is None:
+        _, flaw = _read((folder / MANIFEST).read_bytes())
+        if flaw:
+            raise InputError(
+                f"the manifest in {str(folder)!r} is not as a build writes it ({flaw}): "
+                "finish the run with `pipeline build`."
+            )
+        raise InputError(f"the run in {str(folder)!r} has not reached its verdict: finish it with `pipeline build`.")
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """None where the file is missing or not a manifest: everything then runs again. A verdict that is not whole is as
+    good as none, and the stages before it count."""
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return manifest if _is_manifest(manifest) else {}
+        return _read(path.read_bytes())[0]
+    except (OSError, ValidationError):
+        return None
 
 
-def _is_manifest(found: Any) -> bool:
-    return (
-        _has(found, schema=int, recipe=dict, teacher=dict, versions=dict, stages=list, validation=dict | None)
-        and found["schema"] == SCHEMA
-        and _has(found["teacher"], name=str, sha256=str)
-        and all(_is_record(stage) for stage in found["stages"])
-    )
+def _read(content: bytes) -> tuple[Manifest, str]:
+    """The manifest, and what is wrong with its verdict. Raises `ValidationError` where more is wrong."""
+    reader = _adapter(Manifest)
+    try:
+        return reader.validate_json(content, strict=True), ""
+    except ValidationError as error:
+        wrong = error.errors()
+        if any(each["loc"][:1] != ("validation",) or each["loc"] == ("validation",) for each in wrong):
+            raise
+        rest = {**json.loads(content), "validation": None}
+        return reader.validate_json(json.dumps(rest), strict=True), _sentence(error)
 
 
-def _is_record(stage: Any) -> bool:
-    kinds = {"name": str, "digest": str, "seconds": int | float, "cached": bool, "outputs": list, "metrics": dict}
-    return _has(stage, **kinds) and all(_is_output(output) for output in stage["outputs"])
+def write_manifest(manifest: Manifest) -> bytes:
+    """As it lies in the run folder."""
+    return json.dumps(to_json(manifest), indent=1).encode()
 
 
-def _is_output(output: Any) -> bool:
-    """Whether it is one, and lies in the run folder: a damaged output is removed."""
-    if not _has(output, path=str, sha256=str, bytes=int) or "\0" in output["path"]:
-        return False
-    path = Path(output["path"])
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+def to_json(value: Manifest | Verdict | StageRecord) -> Facts:
+    """As tables that `json.dumps` takes."""
+    found: Facts = _adapter(type(value)).dump_python(value, by_alias=True)  # type: ignore[arg-type] # see _adapter
+    return found
 
 
-def _has(found: Any, **kinds: Any) -> bool:
-    """Whether `found` is a table that has each key with a value of its kind."""
-    return isinstance(found, dict) and all(key in found and isinstance(found[key], kind) for key, kind in kinds.items())
+def of_json(kind: type[T], value: object) -> T | None:
+    """A `kind` from tables that `json.dumps` takes; None where they are not one."""
+    try:
+        found: T = _adapter(kind).validate_json(json.dumps(value), strict=True)  # type: ignore[arg-type] # see _adapter
+    except ValidationError:
+        return None
+    return found
 
 
-def describe_teacher(teacher: Teacher) -> dict[str, Any]:
-    """The `teacher` part of the manifest; `input_size` is [C, H, W]."""
-    spec = teacher.spec
-    size = [spec.channels, *spec.size]
-    return {"name": teacher.name, "sha256": teacher.sha256, "num_classes": spec.num_classes, "input_size": size}
+def json_schema() -> Facts:
+    """The JSON Schema of manifest.json."""
+    made = _adapter(Manifest).json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """One for each type; mypy takes the hash of a type for that of its values, which some have not."""
+    return TypeAdapter(kind)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}"
+
+
+if __name__ == "__main__":
+    JSON_SCHEMA.write_text(json.dumps(json_schema(), indent=1) + "\n")

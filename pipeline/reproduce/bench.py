@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from rich.table import Table
@@ -16,15 +16,25 @@ from torch.utils._pytree import tree_leaves
 
 from inversion.cost import Geometry, mean_iteration_flops
 from inversion.errors import InputError
-from inversion.invert import Inverter
-from inversion.job import Inversion
+from inversion.inverter import Inverter
+from inversion.job import Inversion, Method, Precision
 from inversion.loop import GRAPH_WARM_UP, Loop
+from inversion.progress import Progress, quiet
 from inversion.schedule import Stage
 from inversion.teacher import Teacher
 from pipeline.record.versions import versions
 from pipeline.reproduce.paper import efficiency
 
-METHODS: dict[str, dict[str, Any]] = {
+
+class Chosen(TypedDict, total=False):
+    """What a method sets of its inversion."""
+
+    method: Required[Method]
+    sparsity: int
+    division_factor: int
+
+
+METHODS: dict[str, Chosen] = {
     "dmi": {"method": "dmi"},
     "smi_50": {"method": "smi", "sparsity": 50},
     "smi_76": {"method": "smi", "sparsity": 76},
@@ -39,7 +49,45 @@ ITERATIONS = 4000
 UPDATES = {"cpu": (1, 3), "cuda": (GRAPH_WARM_UP + 2, 50)}
 """Updates that warm up, and that are timed, a stage and round."""
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
-Advance = Callable[[int, str], None]
+
+
+class StageRow(TypedDict):
+    """A stage of an inversion: patches that are active, its iterations, and what one takes."""
+
+    active: int
+    iterations: int
+    ms: float
+
+
+class Row(TypedDict):
+    """A method: medians over rounds; the paper's figures where it has this teacher."""
+
+    name: str
+    iterations_per_s: float
+    spread: float
+    speedup_over_dmi: float
+    trajectories: int
+    images: int
+    flops_per_iteration: float
+    flops_per_s: float
+    share_of_matmul_rate: float
+    peak_bytes: int
+    stages: list[StageRow]
+    paper_iterations_per_s: float | None
+    paper_speedup_over_dmi: float | None
+
+
+class Bench(TypedDict):
+    """What was measured, and where."""
+
+    teacher: dict[str, str]
+    device: str
+    versions: dict[str, str | None]
+    precision: str
+    images: int
+    rounds: int
+    matmul_flops_per_s: float
+    rows: list[Row]
 
 
 @dataclass
@@ -66,10 +114,9 @@ def measure_inversion(
     teacher: Teacher,
     batch: int = 128,
     rounds: int = 3,
-    device: str = "auto",
     precision: str = "auto",
-    advance: Advance | None = None,
-) -> dict[str, Any]:
+    progress: Progress = quiet,
+) -> Bench:
     """Rows of METHODS, each yielding `batch` images a run (PRI inverts batch / v trajectories).
 
     Every round times all methods in turn, so that what else the machine does falls on all of them. A row gives the
@@ -80,13 +127,12 @@ def measure_inversion(
     rows, inverters = [], {}
     for name, chosen in METHODS.items():
         job = _job(batch, precision, chosen)
-        inverters[name] = Inverter(teacher, job, device)
+        inverters[name] = Inverter(teacher, job)
         rows.append(Measured(name, job, inverters[name].stages))
     for round_ in range(rounds):
         for number, row in enumerate(rows, start=1):
             _measure(row, inverters[row.name], first=round_ == 0)
-            if advance:
-                advance(round_ * len(rows) + number, row.name)
+            progress("bench", round_ * len(rows) + number, rounds * len(rows), math.nan)
     model = inverters["dmi"].model
     return {
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
@@ -100,7 +146,7 @@ def measure_inversion(
     }
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def results_table(results: Bench) -> Table:
     """What `measure_inversion` returns, for a terminal."""
     titles = ("method", "it/s", "spread", "x DMI", "GFLOP/it", "of matmul rate", "peak MB", "paper it/s", "paper x DMI")
     about = f"{results['images']} images an iteration, {results['precision']}, {results['device']}"
@@ -166,13 +212,13 @@ class PeakMemory(TorchDispatchMode):
         self.live -= size
 
 
-def _job(batch: int, precision: str, chosen: dict[str, Any]) -> Inversion:
+def _job(batch: int, precision: str, chosen: Chosen) -> Inversion:
     v = chosen.get("division_factor", 1)
     if batch < v:
         raise InputError(f"--batch {batch} is less than one trajectory's {v} images: take at least 7.")
     images = batch // v * v
-    values = {"images": images, "batch": images, "iterations": ITERATIONS, "precision": precision, **chosen}
-    return Inversion(**values)
+    asked = cast(Precision, precision)  # of another an inversion is refused when it is made
+    return Inversion(images=images, batch=images, iterations=ITERATIONS, precision=asked, **chosen)
 
 
 def _measure(row: Measured, inverter: Inverter, first: bool) -> None:
@@ -182,7 +228,7 @@ def _measure(row: Measured, inverter: Inverter, first: bool) -> None:
     for stage in row.stages:
         seconds.append(_seconds_an_update(loop))
         if stage is not row.stages[-1]:
-            loop.detach(stage.leave) if row.job.method == "pri" else loop.prune(stage.leave)
+            loop.end_stage(stage.leave)
     row.seconds.append(seconds)
     if first:
         geometry = Geometry.of(inverter.model)
@@ -219,7 +265,7 @@ def _peak_bytes(inverter: Inverter) -> int:
     return weights + memory.peak
 
 
-def _row(row: Measured, dense: Measured, teacher: str, rate: float) -> dict[str, Any]:
+def _row(row: Measured, dense: Measured, teacher: str, rate: float) -> Row:
     each = row.iterations_per_s()
     median = statistics.median(each)
     paper = efficiency(teacher)

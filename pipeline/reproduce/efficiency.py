@@ -16,7 +16,7 @@ from inversion.cost import (
 from inversion.job import Inversion
 from inversion.schedule import schedule
 from pipeline.reproduce import paper
-from pipeline.reproduce.bench import METHODS, measure_inversion
+from pipeline.reproduce.bench import measure_inversion
 from pipeline.reproduce.laboratory import Laboratory
 from pipeline.reproduce.result import Cell, Result
 
@@ -28,8 +28,8 @@ T = 4000
 def table_a1(laboratory: Laboratory) -> Result:
     """Iterations a second, FLOPs and memory of every method."""
     batch = laboratory.scale.batch
-    with laboratory.display.steps("bench", ROUNDS * len(METHODS)) as advance:
-        measured = measure_inversion(laboratory.teacher, batch, ROUNDS, laboratory.device, "auto", advance)
+    with laboratory.display.progress() as progress:
+        measured = measure_inversion(laboratory.teacher, batch, ROUNDS, "auto", progress)
     published = paper.efficiency(laboratory.teacher.name) or {}
     rows = {}
     for row in measured["rows"]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.distillation.student import Student
@@ -20,16 +19,17 @@ from calib.settings import Distillation
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.job import Inversion
-from inversion.machine import choose_device
+from inversion.plainvit import PlainViT
 from inversion.sparse import embed, patchify, sparse_forward
 from inversion.teacher import Teacher
+from pipeline.judge.answers import Judge
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.resolve import inversion_of
-from pipeline.record.manifest import describe_teacher
+from pipeline.record.manifest import TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.reproduce.bench import METHODS, describe_device
 from pipeline.reproduce.scale import Scale
-from pipeline.run.distilling import Job, Judge, Source, distill
+from pipeline.run.distilling import Figures, Job, Source, distill, real_judge
 from pipeline.run.stages.invert import invert_with_bar
 from pipeline.show.display import Display
 
@@ -46,7 +46,6 @@ class Laboratory:
     out: Path
     display: Display
     val_data: ValData | None = None
-    device: str = "auto"
 
     @property
     def seeds(self) -> list[int]:
@@ -57,24 +56,24 @@ class Laboratory:
         """Raises `InputError` without real pictures: asked for before anything is inverted."""
         if self.val_data is None:
             raise InputError("real pictures judge this experiment: add --val-data.")
-        return Judge(self.teacher, self.val_data)
+        return real_judge(self.teacher, self.val_data)
 
     @cached_property
     def teacher_top1(self) -> float:
         """Percent of the real pictures."""
-        found = self.judge(Student(self.teacher.model, self.teacher.spec, "teacher"))
+        found = self.judge(self.teacher.logits)
         assert found.top1 is not None
         return 100 * found.top1
 
-    def about(self, scale: str, student: str) -> dict[str, Any]:
+    def about(self, scale: str, student: str) -> dict[str, object]:
         """What a record says of how it came about."""
         return {
-            "teacher": describe_teacher(self.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(self.teacher)),
             "student": student,
             "scale": {"name": scale, **dataclasses.asdict(self.scale)},
             "seeds": self.seeds,
             "pictures": len(self.val_data) if self.val_data else None,
-            "device": describe_device(choose_device(self.device)),
+            "device": describe_device(self.teacher.device),
             "versions": versions(),
         }
 
@@ -96,7 +95,7 @@ class Laboratory:
     def images(self, job: Inversion) -> SparseImages:
         """The whole set of `job`, inverted once and kept in its `folder`."""
         self.display.say(f"images: {job.method}, {job.images} of {job.iterations} iterations, seed {job.seed}")
-        invert_with_bar(self.teacher, job, self.folder(job), self.display, self.device)
+        invert_with_bar(self.teacher, job, self.folder(job), self.display)
         return load_images(self.folder(job))
 
     def folder(self, job: Inversion, part: str = "") -> Path:
@@ -111,13 +110,13 @@ class Laboratory:
         images.save(folder / "shard-00000.safetensors")
         return folder
 
-    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, dict[str, Any]]:
+    def distilled(self, label: str, seed: int, source: Source, checks: int = 1) -> tuple[Student, Figures]:
         """The student after learning from `source`, and the figures of that; finished ones are read from `out`."""
         student, scale = self.fresh_student(seed), self.scale
         settings = Distillation(learning_rate=scale.learning_rate, clip_norm=scale.clip_norm, seed=seed)
         self.display.say(f"distillation: {label}, seed {seed}")
         job = Job(self.teacher, student, source, settings, self.val_data, checks)
-        return student, distill(job, self.out / "students" / f"{label}-{seed}", self.display, self.device)
+        return student, distill(job, self.out / "students" / f"{label}-{seed}", self.display)
 
     @cached_property
     def real(self) -> SparseImages | None:
@@ -148,13 +147,11 @@ def features(teacher: Teacher, images: SparseImages) -> Tensor:
     return _each(teacher, images, lambda model, patches, kept: _before_head(model, embed(model, patches, kept)))
 
 
-def _before_head(model: VisionTransformer, tokens: Tensor) -> Tensor:
+def _before_head(model: PlainViT, tokens: Tensor) -> Tensor:
     return model.forward_head(model.norm(model.blocks(tokens)), pre_logits=True)
 
 
-def _each(
-    teacher: Teacher, images: SparseImages, look: Callable[[VisionTransformer, Tensor, Tensor], Tensor]
-) -> Tensor:
+def _each(teacher: Teacher, images: SparseImages, look: Callable[[PlainViT, Tensor, Tensor], Tensor]) -> Tensor:
     found: list[Tensor] = []
     order: list[Tensor] = []
     for rows in images.by_count():

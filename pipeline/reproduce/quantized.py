@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from calib.distillation.student import Student
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training
 from export.edge.compare import Comparison
 from export.qdq import qdq_module
 from inversion.images import SparseImages
 from inversion.job import Inversion
+from pipeline.judge.answers import of_module
 from pipeline.reproduce import paper
 from pipeline.reproduce.bench import METHODS
 from pipeline.reproduce.laboratory import Laboratory
@@ -70,8 +70,8 @@ def _quantized(laboratory: Laboratory, images: SparseImages, bits: str, seed: in
     rounding = Rounding(method="nearest")
     plain = Basis(method="none"), calibration, rounding, training
     weights = quantize(teacher, images, QuantScheme.parse(bits), *plain).weights
-    module = qdq_module(teacher.model, weights)
-    return laboratory.judge(Student(module, teacher.spec, bits))
+    module = qdq_module(teacher.model, weights).to(teacher.device)
+    return laboratory.judge(of_module(module, teacher.device))
 
 
 def _scores(found: list[Comparison], bits: str, published: float | None) -> dict[str, Cell]:

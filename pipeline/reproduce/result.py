@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -42,7 +41,7 @@ class Result:
     rows: dict[str, dict[str, Cell]]
     digits: int = 2
     notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
@@ -50,7 +49,7 @@ class Result:
         """Columns, in order of first appearance."""
         return list(dict.fromkeys(measure for row in self.rows.values() for measure in row))
 
-    def write(self, out: Path, about: dict[str, Any]) -> list[Path]:
+    def write(self, out: Path, about: Mapping[str, object]) -> list[Path]:
         """`<name>.json`, `<name>.md` and a PNG a figure in `out`; returns the paths."""
         out.mkdir(parents=True, exist_ok=True)
         pictures = {out / f"{name}.png": png(figure) for name, figure in self.figures.items()}
@@ -105,7 +104,7 @@ class Result:
     def _number(self, value: float | None, missing: str = "none") -> str:
         return missing if value is None else f"{value:.{self.digits}f}"
 
-    def _to_dict(self, about: dict[str, Any]) -> dict[str, Any]:
+    def _to_dict(self, about: Mapping[str, object]) -> dict[str, object]:
         rows = {
             label: {
                 name: {"ours": list(cell.ours), "mean": cell.mean, "spread": cell.spread, "paper": cell.paper}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversion.confidence import target_confidence
 from inversion.images import SparseImages
-from inversion.invert import PROGRESS, PROGRESS_FORMAT
+from inversion.inverter import PROGRESS, PROGRESS_FORMAT
 from inversion.job import Inversion
 from inversion.tensorfile import read_tensors
 from pipeline.reproduce.laboratory import Laboratory, answers, features

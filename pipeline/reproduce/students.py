@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pipeline.reproduce import paper
 from pipeline.reproduce.bench import METHODS
 from pipeline.reproduce.laboratory import Laboratory
 from pipeline.reproduce.result import Cell, Result, each
-from pipeline.run.distilling import Source, learning_curve
+from pipeline.run.distilling import Figures, Point, Source, learning_curve, of_student
 
 TOP1, KL = "top-1, %", "KL to the teacher"
 ONE_CLASS = 0
@@ -107,9 +106,9 @@ def table_a4(laboratory: Laboratory) -> Result:
     )  # fmt: skip
 
 
-def _streamed(laboratory: Laboratory, checks: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+def _streamed(laboratory: Laboratory, checks: int) -> tuple[dict[str, list[Figures]], dict[str, list[list[Point]]]]:
     """Figures of the students by method, one a seed, and their learning curves."""
-    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    rows: dict[str, list[Figures]] = {method: [] for method in METHODS}
     for seed in laboratory.seeds:
         for method in METHODS:
             source = Source(laboratory.streamed(method, seed))
@@ -117,7 +116,7 @@ def _streamed(laboratory: Laboratory, checks: int) -> tuple[dict[str, list[dict[
     return rows, {method: [one["curve"] for one in found] for method, found in rows.items()}
 
 
-def _scores(found: list[dict[str, Any]], published: float | None) -> dict[str, Cell]:
+def _scores(found: list[Figures], published: float | None) -> dict[str, Cell]:
     last = [one["curve"][-1] for one in found]
     return {
         TOP1: Cell(each([point["top1"] for point in last], 100), published),
@@ -151,10 +150,13 @@ def by_stage(images: SparseImages, count: int, seed: int) -> dict[str, SparseIma
     return parts | {"all": images[lot.sort().values]}
 
 
-@torch.inference_mode()
 def _judge_one_class(laboratory: Laboratory, student: Student) -> tuple[dict[str, float], Tensor]:
     """Top-1, KL10 and KL9, and the confusion matrix: a row a true class, a column an answer, shares of the row."""
-    ours, theirs, labels = laboratory.judge.all_answers(student)
+    found = laboratory.judge.answers({student.name: of_student(laboratory.teacher, student)})
+    assert found.labels is not None
+    ours, theirs, labels = (
+        torch.from_numpy(part) for part in (found.models[student.name], found.teacher, found.labels)
+    )
     other = labels != ONE_CLASS
     classes = ours.shape[1]
     counts = torch.bincount(labels * classes + ours.argmax(1), minlength=classes**2).view(classes, classes).double()

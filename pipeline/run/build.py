@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from inversion.publish import publish
 from pipeline.recipe.recipe import MOST_THREADS, Recipe
 from pipeline.recipe.resolve import write_toml
-from pipeline.record.manifest import MANIFEST, describe_teacher, read_manifest
+from pipeline.record.manifest import MANIFEST, Manifest, TeacherRecord, read_manifest
 from pipeline.record.versions import library_versions
 from pipeline.run.folder import SHARDS, RunFolder, product_digest
 from pipeline.run.job import Job, Places
@@ -22,7 +21,7 @@ from pipeline.run.stages.engine import Engine
 from pipeline.run.stages.export import Export
 from pipeline.run.stages.invert import Invert, require_enough
 from pipeline.run.stages.quantize import Quantize
-from pipeline.run.stages.validate import Validate
+from pipeline.run.stages.validate import Validate, verdict_of
 from pipeline.show.display import Display
 from pipeline.show.report import write_junit, write_report
 
@@ -38,7 +37,7 @@ def build(
     display: Display,
     anew_from: str | None = None,
     stale: Sequence[Path] = (),
-) -> dict[str, Any]:
+) -> Manifest:
     """Every stage in one run folder; returns the manifest. What can be refused is refused before any work, and leaves
     an earlier verdict as it was.
 
@@ -61,7 +60,7 @@ def begin(run: RunFolder, job: Job, stale: Sequence[Path], recipe: Recipe | None
     """State what runs, as `recipe` where that is not what it runs by; nothing that tells an earlier verdict stays, in
     the folder or in the files of `stale`."""
     stated = recipe or job.recipe
-    run.begin(stated.to_dict(), describe_teacher(job.teacher))
+    run.begin(stated.to_dict(), TeacherRecord.of(job.teacher))
     publish(run.path / RECIPE, write_toml(stated).encode())
     for path in (run.path / REPORT, run.path / JUNIT, *stale):
         path.unlink(missing_ok=True)
@@ -90,15 +89,15 @@ def run_stage(stage: Stage, job: Job, run: RunFolder) -> None:
     if not before:  # whoever reads the folder would take a stray shard for one of the run's
         for stray in run.strays(SHARDS):
             stray.unlink()
-    for sentence in record["metrics"].get("warnings", ()):
+    for sentence in record.warnings:
         run.log("warning", message=sentence)
-    stage.after(job, record["metrics"])
+    stage.after(job, record.metrics)
     job.display.stage(record)
 
 
-def conclude(run: RunFolder, job: Job) -> dict[str, Any]:
+def conclude(run: RunFolder, job: Job) -> Manifest:
     """Write the verdict wherever it is read; returns the manifest."""
-    run.conclude(job.made[Validate.name]["metrics"])
+    run.conclude(verdict_of(job))
     write_report(run.manifest, run.path)
     write_junit(run.manifest, run.path / JUNIT)
     return run.manifest
@@ -106,6 +105,6 @@ def conclude(run: RunFolder, job: Job) -> dict[str, Any]:
 
 def threads_of(folder: Path) -> int:
     """The number of threads that the run in `folder` began with; 0 where there is none."""
-    recorded = read_manifest(folder / MANIFEST).get("recipe", {})
-    found = recorded.get("threads", 0) if isinstance(recorded, dict) else 0
+    manifest = read_manifest(folder / MANIFEST)
+    found = manifest.recipe.get("threads", 0) if manifest else 0
     return found if isinstance(found, int) and 0 < found <= MOST_THREADS else 0

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from calib.distillation.distiller import Batches, Distiller, Stored, Streamed
 from calib.distillation.student import Student, adapt_pictures
 from calib.settings import Distillation
-from export.edge.compare import Comparison, compare
 from inversion.checkpoint import weights_sha256
 from inversion.config import CONFIG, config_bytes
 from inversion.errors import InputError
 from inversion.images import load_images, require_images_of
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
-from pipeline.pictures.valdata import ValData
+from pipeline.judge.answers import Judge, Model, Pictures
+from pipeline.pictures.valdata import BATCH, ValData
 from pipeline.record.lock import hold
-from pipeline.record.manifest import describe_teacher
+from pipeline.record.manifest import Facts, TeacherRecord
 from pipeline.record.versions import versions
 from pipeline.show.display import Display
 from pipeline.show.gallery import png
@@ -36,6 +37,30 @@ from pipeline.show.gallery import png
 STUDENT, RESULT, CURVE, PROGRESS = "student.safetensors", "distillation.json", "curve.png", "progress.safetensors"
 STUDENT_FORMAT, PROGRESS_FORMAT = "patch-rebirth.student/1", "patch-rebirth.distillation/1"
 SAVE_EVERY_S = 60.0
+
+
+class Point(TypedDict):
+    """A learning curve's, on disk: after so many batches, the KL of the last one, nats; None before the first. The
+    rest where real pictures judge."""
+
+    batch: int
+    seconds: float
+    kl: float | None
+    top1: NotRequired[float]
+    teacher_top1: NotRequired[float]
+    real_kl: NotRequired[float]
+
+
+class Figures(TypedDict):
+    """`RESULT`, on disk. `identity` tells this distillation from others."""
+
+    identity: Facts
+    teacher: Facts
+    student: dict[str, str]
+    versions: dict[str, str | None]
+    batches: int
+    seconds: float
+    curve: list[Point]
 
 
 @dataclass(frozen=True)
@@ -48,16 +73,16 @@ class Source:
     batch: int = 128
     epochs: int = 1
 
-    def batches(self, teacher: Teacher, out: Path, device: str, seed: int) -> Batches:
+    def batches(self, teacher: Teacher, out: Path, seed: int) -> Batches:
         """Raises `InputError` where the images are not the teacher's."""
         if self.images is None:
             assert self.inversion is not None
-            return Streamed(Inverter(teacher, self.inversion, device), out / "images" if self.keep_images else None)
+            return Streamed(Inverter(teacher, self.inversion), out / "images" if self.keep_images else None)
         images = load_images(self.images)
         require_images_of(teacher, images, self.images)
         return Stored(images, self.batch, self.epochs, seed)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """For the record, and to know a run again."""
         if self.inversion is not None:
             return {"inversion": dataclasses.asdict(self.inversion)}
@@ -83,13 +108,13 @@ def so_many(batches: int, inversion: Inversion) -> Inversion:
     return dataclasses.replace(one, images=batches * whole, batch=whole)
 
 
-def distill(job: Job, out: Path, display: Display, device: str = "auto") -> dict[str, Any]:
+def distill(job: Job, out: Path, display: Display) -> Figures:
     """Train `job.student` and write it, its learning curve and all figures into `out`; returns the figures.
 
     Stopped at any moment, the same call goes on, at most SAVE_EVERY_S seconds and a batch earlier, and ends with the
     same student. Raises `InputError` where `out` holds another distillation.
     """
-    batches = job.source.batches(job.teacher, out, device, job.settings.seed)
+    batches = job.source.batches(job.teacher, out, job.settings.seed)
     with hold(out):
         run = Run(job, batches, out, display)
         if finished := run.finished():
@@ -118,18 +143,18 @@ class Run:
             )
         )
         self.distiller = Distiller(job.teacher, job.student, job.settings)
-        self.judge = Judge(job.teacher, job.val_data) if job.val_data else None
+        self.judge = real_judge(job.teacher, job.val_data) if job.val_data else None
         self.done, self.seconds = 0, 0.0
-        self.curve: list[dict[str, Any]] = []
+        self.curve: list[Point] = []
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Figures | None:
         """The figures of this very distillation, where it was finished before; the student is then as it was."""
         path = self.out / RESULT
         if not path.is_file():
             return None
         mend = "take another --out."
         try:
-            result: dict[str, Any] = json.loads(path.read_text())
+            result: Figures = json.loads(path.read_text())
             identity = result["identity"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{str(path)!r} is no record of a distillation: {mend}") from error
@@ -155,21 +180,25 @@ class Run:
         total, saved = len(self.batches), time.monotonic()
         iterations = self.job.source.inversion.iterations if self.job.source.inversion else 1
         if self.done == 0 and not self.curve:
-            self.curve.append({"batch": 0, "seconds": 0.0, "kl": None, **self._judge()})
-        with self.display.steps("distillation", total * iterations) as advance:
+            self.curve.append(self._point(None))
+        with self.display.progress() as progress:
+
+            def inverted(_what: str, done: int, _total: int, _loss: float) -> None:
+                progress("distillation", done, total * iterations, math.nan)
+
             for number in range(self.done, total):
                 started = time.perf_counter()
-                images = self.batches.batch(number, advance_of(advance))
+                images = self.batches.batch(number, inverted)
                 kl = self.distiller.learn(images, number)
                 self.seconds += time.perf_counter() - started
                 self.done = number + 1
-                advance(self.done * iterations, f"KL {kl:.4f}")
+                progress("distillation", self.done * iterations, total * iterations, kl)
                 self._note(kl)
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     self._save()
                     saved = time.monotonic()
 
-    def conclude(self) -> dict[str, Any]:
+    def conclude(self) -> Figures:
         """Write the student, the curve and the figures; what only served to go on is removed."""
         job, student = self.job, self.job.student
         model = {name: value.detach().cpu().clone() for name, value in student.model.state_dict().items()}
@@ -178,9 +207,9 @@ class Run:
         architecture, pool = student.model.pretrained_cfg["architecture"], student.model.global_pool
         built = getattr(student.model, "_model_args", {})  # what timm writes too
         publish(self.out / CONFIG, config_bytes(architecture, student.spec, pool, job.teacher.labels, built))
-        result = {
+        result: Figures = {
             "identity": self.identity,
-            "teacher": describe_teacher(job.teacher),
+            "teacher": dataclasses.asdict(TeacherRecord.of(job.teacher)),
             "student": {"name": student.name, "sha256": weights_sha256(model)},
             "versions": versions(),
             "batches": self.done,
@@ -192,7 +221,7 @@ class Run:
         (self.out / PROGRESS).unlink(missing_ok=True)
         return result
 
-    def _require_same(self, identity: dict[str, Any]) -> None:
+    def _require_same(self, identity: Facts) -> None:
         if identity != self.identity:
             what = next((key for key in self.identity if identity.get(key) != self.identity[key]), "version")
             raise InputError(f"{str(self.out)!r} holds a distillation with another {what}: take another --out.")
@@ -201,14 +230,17 @@ class Run:
         """Judge the student where that is due."""
         every = max(1, len(self.batches) // self.job.checks)
         if self.done % every == 0 or self.done == len(self.batches):
-            judged = self._judge()
-            self.curve.append({"batch": self.done, "seconds": round(self.seconds, 3), "kl": round(kl, 6), **judged})
+            self.curve.append(self._point(round(kl, 6)))
 
-    def _judge(self) -> dict[str, Any]:
-        if self.judge is None:
-            return {}
-        found = self.judge(self.job.student)
-        return {"top1": found.top1, "teacher_top1": found.teacher_top1, "real_kl": found.kl}
+    def _point(self, kl: float | None) -> Point:
+        """Of the student as it is now, judged where there is a judge."""
+        point: Point = {"batch": self.done, "seconds": round(self.seconds, 3), "kl": kl}
+        if self.judge:
+            found = self.judge(of_student(self.job.teacher, self.job.student))
+            assert found.top1 is not None
+            assert found.teacher_top1 is not None
+            point |= {"top1": found.top1, "teacher_top1": found.teacher_top1, "real_kl": found.kl}
+        return point
 
     def _save(self) -> None:
         about = {"identity": json.dumps(self.identity), "done": str(self.done), "seconds": repr(self.seconds),
@@ -216,35 +248,25 @@ class Run:
         write_tensors(self.out / PROGRESS, self.distiller.state(), about)
 
 
-class Judge:
-    """Students against their teacher on real pictures, which nothing learns from; the teacher answers once."""
+def real_judge(teacher: Teacher, val_data: ValData) -> Judge:
+    """Judges students on real pictures, which nothing learns from."""
+    return Judge(teacher.logits, Pictures.real(val_data, BATCH))
 
-    def __init__(self, teacher: Teacher, val_data: ValData) -> None:
-        self.teacher, self.val_data = teacher, val_data
-        self.known: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, student: Student) -> Comparison:
-        """Top-1, agreement and KL of `student`."""
-        ours, theirs, labels = self.all_answers(student)
-        return compare(theirs.numpy(), ours.numpy(), labels.numpy())
+def of_student(teacher: Teacher, student: Student) -> Model:
+    """Answers for the teacher's pictures as `student` sees them; in training it is in between."""
+    model = student.model
 
-    @torch.inference_mode()
-    def all_answers(self, student: Student) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [M, classes] of the student and of the teacher, and labels [M]."""
-        model, device, trains = student.model, self.teacher.device, student.model.training
-        model.eval()
-        ours, theirs, labels = [], [], []
-        for images, target in self.val_data:
-            ours.append(model(adapt_pictures(images, self.teacher, student).to(device)).float().cpu())
-            if self.known is None:
-                theirs.append(self.teacher.model(images.to(device)).float().cpu())
-                labels.append(target)
-        self.known = self.known or (torch.cat(theirs), torch.cat(labels))
+    def answers(images: Tensor) -> Tensor:
+        trains = model.training
+        said: Tensor = model.eval()(adapt_pictures(images, teacher, student).to(teacher.device))
         model.train(trains)
-        return torch.cat(ours), *self.known
+        return said
+
+    return answers
 
 
-def in_words(result: dict[str, Any], out: Path) -> str:
+def in_words(result: Figures, out: Path) -> str:
     """The end of the curve, and what to do with the student."""
     last = result["curve"][-1]
     judged = ""
@@ -253,21 +275,23 @@ def in_words(result: dict[str, Any], out: Path) -> str:
     return f"{judged}KL {last['kl']:.4f} after {result['batches']} batches: {out / STUDENT}"
 
 
-def learning_curve(curves: dict[str, list[dict[str, Any]]]) -> Figure:
+def learning_curve(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Top-1, or where no real pictures judge the KL of the batches, over minutes (Figure A3), a line a student."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     panel = figure.subplots()
     real = any("top1" in point for curve in curves.values() for point in curve)
     for name, curve in curves.items():
-        points = [point for point in curve if (point.get("top1") if real else point["kl"]) is not None]
-        values = [100 * point["top1"] if real else point["kl"] for point in points]
-        panel.plot([point["seconds"] / 60 for point in points], values, marker=".", label=name)
+        heights = [(point["seconds"] / 60, _height(point, real)) for point in curve]
+        shown = [(minutes, height) for minutes, height in heights if height is not None]
+        panel.plot([minutes for minutes, _ in shown], [height for _, height in shown], marker=".", label=name)
     panel.set_xlabel("minutes of inversion and training")
     panel.set_ylabel("top-1, % of real pictures" if real else "KL to the teacher, synthetic")
     panel.legend(fontsize=8)
     return figure
 
 
-def advance_of(advance: Any) -> Any:
-    """Inversion tells (iterations, loss); a bar takes (steps, words)."""
-    return lambda done, loss: advance(done, f"loss {loss:.3f}" if loss == loss else "")
+def _height(point: Point, real: bool) -> float | None:
+    """Where a point stands in the picture; None for one that has no such figure."""
+    if not real:
+        return point["kl"]
+    return 100 * point["top1"] if "top1" in point else None

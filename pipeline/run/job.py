@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from export.edge.registry import choose_backend
 from inversion.teacher import Teacher
 from pipeline.pictures.labels import known_labels
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import StageRecord
 from pipeline.show.display import Display
 
 QUANTIZED = "quantized.safetensors"
@@ -46,7 +46,7 @@ class Job:
     places: Places
     display: Display
     pictures: ValData | None = None
-    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: dict[str, StageRecord] = field(default_factory=dict)
 
     @cached_property
     def backend(self) -> str | None:

@@ -6,12 +6,10 @@ import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from export.edge.engine_spec import EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.latency import random_feeds
 from export.edge.runtime import Runtime, answer, open_runtime, require_provider
@@ -21,12 +19,13 @@ from inversion.teacher import Teacher
 from pipeline.judge.validation import Files, proof_leaves, validate
 from pipeline.recipe.recipe import PictureSource, Recipe
 from pipeline.recipe.resolve import overridden, read_back
-from pipeline.record.manifest import describe_teacher, load_manifest
+from pipeline.record.manifest import Manifest, StageRecord, TeacherRecord, load_manifest
+from pipeline.record.versions import versions
 from pipeline.run.build import begin, conclude, run_stage
 from pipeline.run.folder import RunFolder
 from pipeline.run.job import Places
 from pipeline.run.preflight import preflight, require_same_teacher
-from pipeline.run.stages.validate import Validate
+from pipeline.run.stages.validate import Validate, engines_of
 from pipeline.show.display import Display
 
 ANY_LEAVES = 1 << 16
@@ -35,7 +34,7 @@ ANY_LEAVES = 1 << 16
 
 def validate_file(
     recipe: Recipe, path: Path, place: torch.device, display: Display, stale: Sequence[Path] = ()
-) -> dict[str, Any]:
+) -> Manifest:
     """A quantized ONNX file by itself against its teacher; returns a verdict as a run's.
 
     Of synthetic pictures only dead leaves judge: mosaics lie in run folders. `stale` files, of an earlier verdict, go
@@ -56,12 +55,12 @@ def validate_file(
             each.unlink(missing_ok=True)
         export_float(teacher.model, teacher.spec, float32, {}, uint8_input)
         files = Files(path, float32, provider=recipe.validation.provider)
-        total = leaves.count + (len(val_data) if val_data else 0)
-        with display.steps("validation", total) as advance:
-            verdict = validate(teacher, files, None, [leaves], val_data, limits, advance)
-    for sentence in verdict["warnings"]:
+        with display.progress() as progress:
+            verdict = validate(teacher, files, None, [leaves], val_data, limits, progress)
+    for sentence in verdict.warnings:
         display.warn(sentence)
-    return {"teacher": describe_teacher(teacher), "recipe": recipe.to_dict(), "validation": verdict}
+    about = TeacherRecord.of(teacher)
+    return Manifest(recipe=recipe.to_dict(), teacher=about, versions=versions(), validation=verdict)
 
 
 def require_fit(runtime: Runtime, teacher: Teacher, path: Path) -> None:
@@ -92,7 +91,7 @@ def validate_run(
     display: Display,
     keep: bool = False,
     stale: Sequence[Path] = (),
-) -> dict[str, Any]:
+) -> Manifest:
     """A finished run's files judged again, on the pictures of `source` where it names some; the manifest gets the new
     verdict. What was given for this verdict becomes the run's own with `keep` alone. `stale` files, of an earlier
     verdict, go when work begins.
@@ -100,12 +99,12 @@ def validate_run(
     load_manifest(folder)  # what is no run gets no lock either
     with RunFolder(folder) as run:
         manifest = load_manifest(folder)  # as it is now that nobody else writes it
-        own = read_back(manifest["recipe"])
+        own = read_back(manifest.recipe)
         # the run's class map and columns are those of its own pictures
         given = dataclasses.asdict(source if source.val_data else _completed(source, own.judges))
         recipe = overridden(dataclasses.replace(own, **given), overrides)
         job = preflight(recipe, place, Places.run(folder), display, (Validate(),), judged=True)
-        require_same_teacher(job.teacher, manifest["teacher"]["sha256"], folder)
+        require_same_teacher(job.teacher, manifest.teacher.sha256, folder)
         run.require_intact()
         job.made["engine"] = _engine_stage(manifest, folder)
         begin(run, job, stale, None if keep else own)
@@ -120,19 +119,10 @@ def _completed(source: PictureSource, own: PictureSource) -> PictureSource:
     return PictureSource(**values)
 
 
-def _engine_stage(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _engine_stage(manifest: Manifest, folder: Path) -> StageRecord:
     """The record of the last stage before validation; `InputError` where the run has not come so far."""
-    engine: dict[str, Any] | None = next((stage for stage in manifest["stages"] if stage["name"] == "engine"), None)
+    engine = manifest.find("engine")
     if engine is None:
         raise InputError(f"the run in {str(folder)!r} is not finished: run its `pipeline build` again.")
-    made = {output["path"] for output in engine["outputs"]}
-    named = engine["metrics"].get("engines")
-    if not isinstance(named, list) or not all(_is_engine(one, made) for one in named):
-        raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
+    engines_of(engine, folder)
     return engine
-
-
-def _is_engine(spec: Any, made: set[str]) -> bool:
-    """Whether it describes an engine that is one of the files `made`."""
-    fields = {field.name for field in dataclasses.fields(EngineSpec)}
-    return isinstance(spec, dict) and spec.keys() >= fields and spec.get("path") in made

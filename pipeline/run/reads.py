@@ -7,14 +7,11 @@ import os
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from export.edge.gpu import local_arch
 from inversion.teacher import Teacher
 from pipeline.recipe.recipe import Recipe
-
-Facts = dict[str, Any]
-"""As JSON takes them."""
+from pipeline.record.manifest import Facts
 
 
 def of_teacher(teacher: Teacher) -> Facts:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.run.job import Job
 
 
@@ -16,7 +16,7 @@ class StageResult:
     """Files that a stage published, and what it measured."""
 
     outputs: list[Path]
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: Facts = field(default_factory=dict)
 
 
 class Stage(ABC):
@@ -33,7 +33,7 @@ class Stage(ABC):
     unfinished: tuple[str, ...] = ()
 
     @abstractmethod
-    def reads(self, job: Job) -> dict[str, Any]:
+    def reads(self, job: Job) -> Facts:
         """All that it reads beside the files of the stages before it, as JSON takes it: its digest is made of that.
         What is not in it cannot make the stage run again."""
 
@@ -47,5 +47,5 @@ class Stage(ABC):
     def run(self, job: Job) -> StageResult:
         """Do the work."""
 
-    def after(self, job: Job, metrics: dict[str, Any]) -> None:  # noqa: B027
+    def after(self, job: Job, metrics: Facts) -> None:  # noqa: B027
         """Say what is to be said of a finished stage, also of one that had not to run again."""

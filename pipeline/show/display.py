@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import asdict
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.edge.kernels import sentences
+from inversion.progress import Progress
+from pipeline.record.manifest import Manifest, StageRecord
+from pipeline.record.proof import Fidelity, Runtimes
 
-Advance = Callable[[int, str], None]
-"""Called with (steps done, a short remark such as the loss)."""
-OnPhase = Callable[[str, int, int, float], None]
+MEANT = {"basis": "rounding error", "inversion": "loss"}
+"""What the value of a progress is, where it is no KL."""
 
 
 class Display:
@@ -36,8 +39,26 @@ class Display:
             self.say(line)
 
     @contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` steps; where there is no terminal, a line at each quarter."""
+    def progress(self) -> Iterator[Progress]:
+        """A bar for each thing that is being done, from its first step on; where there is no terminal, a line at each
+        quarter. A value that is not told stays what it was."""
+        current = remark = ""
+        advance: Callable[[int, str], None] = _nothing
+        with ExitStack() as stack:
+
+            def told(what: str, done: int, total: int, value: float) -> None:
+                nonlocal current, remark, advance
+                if what != current:
+                    stack.close()
+                    current, remark, advance = what, "", stack.enter_context(self._bar(what, total))
+                if value == value:
+                    remark = f"{MEANT.get(what, 'KL')} {value:.4f}"
+                advance(done, remark)
+
+            yield told
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         if not self.progress_console.is_terminal:
             yield self._lines(title, total)
             return
@@ -45,28 +66,11 @@ class Display:
             TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self.progress_console) as progress:
-            task = progress.add_task(title, total=total, remark="")
-            yield lambda done, remark: progress.update(task, completed=done, remark=remark)
+        with Bars(*columns, console=self.progress_console) as bars:
+            task = bars.add_task(title, total=total, remark="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
 
-    @contextmanager
-    def phases(self) -> Iterator[OnPhase]:
-        """For work that tells (phase, steps done, steps, KL or error): a bar a phase, from its first step on."""
-        current = ""
-        advance: Advance
-        with ExitStack() as stack:
-
-            def on_phase(phase: str, done: int, total: int, value: float) -> None:
-                nonlocal current, advance
-                if phase != current:
-                    stack.close()
-                    current, advance = phase, stack.enter_context(self.steps(phase, total))
-                said = "rounding error" if phase == "basis" else "KL"
-                advance(done, f"{said} {value:.4f}" if value == value else "")
-
-            yield on_phase
-
-    def _lines(self, title: str, total: int) -> Advance:
+    def _lines(self, title: str, total: int) -> Callable[[int, str], None]:
         reached = 0
 
         def advance(done: int, remark: str) -> None:
@@ -78,30 +82,28 @@ class Display:
 
         return advance
 
-    def stage(self, record: dict[str, Any]) -> None:
+    def stage(self, record: StageRecord) -> None:
         """One line for a finished stage."""
-        how = "unchanged, not run again" if record["cached"] else f"{record['seconds']:.1f} s"
-        self.say(f"{record['name']}: {how}")
+        how = "unchanged, not run again" if record.cached else f"{record.seconds:.1f} s"
+        self.say(f"{record.name}: {how}")
 
-    def results(self, manifest: dict[str, Any]) -> None:
+    def results(self, manifest: Manifest) -> None:
         """The table of results, the gates, and the engines; a line that is too wide is wrapped by the terminal."""
-        rows = result_rows(manifest)
-        table = Table(*rows[0], title=f"{manifest['teacher']['name']} {manifest['recipe']['bits']}")
+        rows, verdict = result_rows(manifest), manifest.verdict
+        table = Table(*rows[0], title=f"{manifest.teacher.name} {manifest.bits}")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
             table.add_row(*row.values())
         self.out.print(table)
-        validation = manifest["validation"]
-        for gate in validation["gates"]:
-            mark = "passed" if gate["passed"] else "FAILED"
-            self._line(f"gate {gate['name']}: {gate['value']:.4g} (limit {gate['limit']:.4g}) {mark}")
-        for engine in validation["runtimes"]["tensorrt"] or []:
-            status = "executed" if engine["executed"] else "built, not executed"
-            self._line(f"engine {engine['path']} ({engine['bytes'] / 1e6:.1f} MB): {status}")
-        for runtime in (validation["runtimes"]["onnxruntime"], *(validation["runtimes"]["tensorrt"] or [])):
-            for line in sentences(runtime["kernels"]):
-                self._line(line)
+        for gate in verdict.gates:
+            mark = "passed" if gate else "FAILED"
+            self._line(f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:.4g}) {mark}")
+        for engine in verdict.runtimes.engines:
+            status = "executed" if engine.executed else "built, not executed"
+            self._line(f"engine {engine.path} ({engine.bytes / 1e6:.1f} MB): {status}")
+        for line in kernel_lines(verdict.runtimes):
+            self._line(line)
 
     def table(self, table: Table) -> None:
         """A table that is too wide for the terminal is cut by it."""
@@ -111,40 +113,46 @@ class Display:
         self.out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def result_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
+def kernel_lines(runtimes: Runtimes) -> list[str]:
+    """What each runtime computes with integers, and why not the rest."""
+    return [line for kernels in runtimes.kernels for line in sentences(asdict(kernels))]
+
+
+def result_rows(manifest: Manifest) -> list[dict[str, str]]:
     """Accuracy, agreement, size and latency as text: a row a measure, a column a model."""
-    validation = manifest["validation"]
-    runtime, real, synthetic = validation["runtimes"]["onnxruntime"], validation["real"], validation["synthetic"]
-    plain = validation.get("float") or {
-        "real": None,
-        "synthetic": {},
-    }  # of an earlier version: its float file did not run
+    verdict, runtime = manifest.verdict, manifest.verdict.runtimes.onnxruntime
+    real, plain = verdict.real, verdict.float32
     measures: list[tuple[str, ...]] = []
     if real:
-        tops = (plain["real"] or {"top1": real["teacher_top1"]})["top1"], real["top1"]
-        measures.append((f"top-1, % of {real['n']} real", *(f"{100 * top:.2f}" for top in tops)))
-        measures += _fidelity(plain["real"], real, "real")
-    for kind, found in synthetic.get("kinds", {"synthetic": synthetic}).items():
-        measures += _fidelity(plain["synthetic"].get("kinds", {}).get(kind), found, kind)
-    models = runtime["float"], runtime["quantized"]
-    measures.append(("file, MB", *(f"{model['bytes'] / 1e6:.2f}" for model in models)))
-    measures.append(("peak memory, MB", *(f"{model['peak_bytes'] / 1e6:.0f}" for model in models)))
-    for row in runtime["latency"]:
-        times = (f"{row[name]['median_ms']:.2f} ({row[name]['p95_ms']:.2f})" for name in ("float", "quantized"))
-        measures.append((f"latency (p95), ms, batch {row['batch']}", *times))
-    names = "", "FP32 ONNX", f"{manifest['recipe']['bits']} ONNX"
+        plain_real = plain.real if plain else None
+        tops = plain_real.top1 if plain_real else real.teacher_top1, real.top1
+        measures.append((f"top-1, % of {real.n} real", *("" if top is None else f"{100 * top:.2f}" for top in tops)))
+        measures += _fidelity(plain_real, real, "real")
+    for kind, found in verdict.kinds.items():
+        measures += _fidelity(plain.synthetic.kinds.get(kind) if plain else None, found, kind)
+    models = runtime.float32, runtime.quantized
+    measures.append(("file, MB", *(f"{model.bytes / 1e6:.2f}" for model in models)))
+    measures.append(("peak memory, MB", *(f"{model.peak_bytes / 1e6:.0f}" for model in models)))
+    for row in runtime.latency:
+        times = (f"{one.median_ms:.2f} ({one.p95_ms:.2f})" for one in (row.float32, row.quantized))
+        measures.append((f"latency (p95), ms, batch {row.batch}", *times))
+    names = "", "FP32 ONNX", f"{manifest.bits} ONNX"
     return [dict(zip(names, measure, strict=True)) for measure in measures]
 
 
-def _fidelity(plain: dict[str, Any] | None, quantized: dict[str, Any], kind: str) -> list[tuple[str, ...]]:
+def _fidelity(plain: Fidelity | None, quantized: Fidelity, kind: str) -> list[tuple[str, ...]]:
     """Of both files: agreement with the teacher, the quantized one's with its 95% interval, and KL."""
-    low, high = quantized["agreement_interval"]
-    agreement = f"{100 * quantized['agreement']:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = quantized.agreement_interval
+    agreement = f"{100 * quantized.agreement:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
     return [
         (
-            f"agreement, % of {quantized['n']} {kind} [95%]",
-            f"{100 * plain['agreement']:.2f}" if plain else "",
+            f"agreement, % of {quantized.n} {kind} [95%]",
+            f"{100 * plain.agreement:.2f}" if plain else "",
             agreement,
         ),
-        (f"KL, nats, {kind}", f"{plain['kl']:.4f}" if plain else "", f"{quantized['kl']:.4f}"),
+        (f"KL, nats, {kind}", f"{plain.kl:.4f}" if plain else "", f"{quantized.kl:.4f}"),
     ]
+
+
+def _nothing(_done: int, _remark: str) -> None:
+    """Before the first step there is no bar."""

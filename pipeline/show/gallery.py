@@ -17,7 +17,7 @@ from torch import Tensor
 from inversion.confidence import target_confidence
 from inversion.errors import InputError, PatchRebirthError
 from inversion.images import SparseImages, load_images
-from inversion.invert import PROGRESS, PROGRESS_FORMAT
+from inversion.inverter import PROGRESS, PROGRESS_FORMAT
 from inversion.machine import choose_device
 from inversion.publish import publish
 from inversion.sparse import patchify, take
@@ -51,8 +51,8 @@ def gallery(run: Path, out: Path | None, display: Display, teacher: Teacher | No
     if teacher := teacher or _teacher_of(run, display):
         if teacher.sha256 != images.metadata["teacher_sha256"]:
             raise InputError(f"{str(run)!r} comes from another teacher than {teacher.name!r}: give its own checkpoint.")
-        with display.steps("confidence", len(images)) as advance:
-            sure = target_confidence(teacher, images, advance)
+        with display.progress() as progress:
+            sure = target_confidence(teacher, images, progress)
         figures["confidence.png"] = confidence_figure(images, sure)
     figures["stages.png"] = stages_sheet(images, sure)
     if images.stage.max() > 1:
@@ -195,7 +195,7 @@ def png(figure: Figure) -> bytes:
 def _teacher_of(run: Path, display: Display) -> Teacher | None:
     """The one that the manifest names, if there is a manifest and the teacher is to be had."""
     try:
-        told = load_manifest(run)["recipe"]
+        told = load_manifest(run).recipe
         names = ("teacher", "checkpoint", "checkpoint_key", "input")
         recipe = make_recipe({"bits": "w8a8", **{name: told.get(name) for name in names}})
         return load_teacher(

@@ -5,37 +5,33 @@ from __future__ import annotations
 import base64
 import io
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from export.edge.kernels import sentences
-from inversion.checkpoint import first_line
 from inversion.errors import InputError
 from inversion.images import SparseImages, load_images
 from inversion.publish import publish
 from pipeline.record.lock import require_no_way_out
-from pipeline.record.manifest import load_manifest
-from pipeline.show.display import result_rows
+from pipeline.record.manifest import Manifest, load_finished
+from pipeline.show.display import kernel_lines, result_rows
 
 SHOWN = 6  # trajectories
 
 
-def write_report(manifest: dict[str, Any], folder: Path) -> Path:
+def write_report(manifest: Manifest, folder: Path) -> Path:
     """`report.html`: self-contained, no script, no network."""
     templates = Environment(loader=PackageLoader("pipeline.show"), autoescape=True, undefined=StrictUndefined)
-    runtimes = manifest["validation"]["runtimes"]
-    kernels = [sentences(one["kernels"]) for one in (runtimes["onnxruntime"], *(runtimes["tensorrt"] or []))]
-    warnings = [sentence for stage in manifest["stages"] for sentence in stage["metrics"].get("warnings", [])]
     page = templates.get_template("report.html").render(
         manifest=manifest,
+        verdict=manifest.verdict,
         rows=result_rows(manifest),
-        runtimes=kernels,
-        warnings=warnings,
+        kernels=kernel_lines(manifest.verdict.runtimes),
+        warnings=[sentence for stage in manifest.stages for sentence in stage.warnings],
         trajectories=_pictures(folder / "images"),
     )
     path = folder / "report.html"
@@ -45,32 +41,32 @@ def write_report(manifest: dict[str, Any], folder: Path) -> Path:
 
 def rewrite_report(folder: Path) -> Path:
     """`report.html` of a finished run again; `InputError` where its manifest does not hold a whole verdict."""
-    manifest = load_manifest(folder)
+    manifest = load_finished(folder)
     require_no_way_out(folder)
-    if manifest["validation"] is None:
-        raise InputError(f"the run in {str(folder)!r} has not reached its verdict: finish it with `pipeline build`.")
-    try:
-        return write_report(manifest, folder)
-    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
-        raise InputError(
-            f"the manifest in {str(folder)!r} is not as a build writes it ({first_line(error)}): "
-            "finish the run with `pipeline build`."
-        ) from error
+    return write_report(manifest, folder)
 
 
-def write_junit(manifest: dict[str, Any], path: Path) -> None:
+def write_junit(manifest: Manifest, path: Path) -> None:
     """The gates as test cases, for CI systems."""
-    gates = manifest["validation"]["gates"]
-    failed = sum(not gate["passed"] for gate in gates)
+    gates = manifest.verdict.gates
+    failed = sum(not gate for gate in gates)
     suite = ET.Element("testsuite", name="patch-rebirth", tests=str(len(gates)), failures=str(failed), errors="0")
     for gate in gates:
-        case = ET.SubElement(suite, "testcase", classname=f"gates.{manifest['teacher']['name']}", name=gate["name"])
-        if not gate["passed"]:
-            ET.SubElement(case, "failure", message=f"{gate['value']:.6g} misses the limit {gate['limit']:.6g}")
+        case = ET.SubElement(suite, "testcase", classname=f"gates.{manifest.teacher.name}", name=gate.name)
+        if not gate:
+            ET.SubElement(case, "failure", message=f"{gate.value:.6g} misses the limit {gate.limit:.6g}")
     publish(path, ET.tostring(suite, encoding="utf-8", xml_declaration=True))
 
 
-def _pictures(folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Trajectory:
+    """Its class, and its pictures as data addresses."""
+
+    label: int
+    pictures: list[str]
+
+
+def _pictures(folder: Path) -> list[Trajectory]:
     """The first trajectories: each detachment's sparse image, then the mosaic, as PNG data addresses."""
     try:
         images = load_images(folder)
@@ -79,8 +75,8 @@ def _pictures(folder: Path) -> list[dict[str, Any]]:
     shown = []
     for trajectory in images.trajectory.unique()[:SHOWN]:
         rows = images[images.trajectory == trajectory]
-        pictures = [*rows.dense(), *rows.mosaics()]
-        shown.append({"label": int(rows.labels[0]), "pictures": [_png(picture, images) for picture in pictures]})
+        pictures = [_png(picture, images) for picture in (*rows.dense(), *rows.mosaics())]
+        shown.append(Trajectory(int(rows.labels[0]), pictures))
     return shown
 
 

@@ -99,4 +99,4 @@ def build(
         write_junit(manifest, junit)
     display.results(manifest)
     display.say(f"run folder: {folder}")
-    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+    raise typer.Exit(0 if manifest.verdict.passed else 1)

@@ -172,7 +172,7 @@ def distill(
     streamed = distilling.Source(distilling.so_many(batches, chosen.inversion), keep_images)
     source = distilling.Source(images=images, batch=chosen.inversion.batch, epochs=epochs) if images else streamed
     lesson = distilling.Job(job.teacher, learner, source, chosen.distillation, job.pictures, checks)
-    result = distilling.distill(lesson, out, display, device)
+    result = distilling.distill(lesson, out, display)
     typer.echo(distilling.in_words(result, out))
 
 
@@ -229,7 +229,7 @@ def reproduce(
     def fresh(seed: int) -> Any:
         return load_student(student, loaded, student_checkpoint, student_size, fresh_head=True, seed=seed)
 
-    laboratory = Laboratory(loaded, fresh, chosen, out, display, pictures, device)
+    laboratory = Laboratory(loaded, fresh, chosen, out, display, pictures)
     result = experiment(laboratory)
     for path in result.write(out, laboratory.about(scale, student)):
         display.say(str(path))
@@ -265,14 +265,14 @@ def bench_inversion(
     named = make_recipe(flags, verb="bench")
 
     from inversion.machine import choose_device
-    from pipeline.reproduce.bench import METHODS, measure_inversion, results_table
+    from pipeline.reproduce.bench import measure_inversion, results_table
     from pipeline.run.preflight import teacher_of
     from pipeline.show.display import Display
 
     display = Display(quiet)
     loaded = teacher_of(named, choose_device(device), display, random_weights)
-    with display.steps("bench", rounds * len(METHODS)) as advance:
-        results = measure_inversion(loaded, batch, rounds, device, precision, advance)
+    with display.progress() as progress:
+        results = measure_inversion(loaded, batch, rounds, precision, progress)
     if json:
         json.write_text(dumps(results, indent=2) + "\n")
     display.table(results_table(results))

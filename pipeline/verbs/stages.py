@@ -257,6 +257,7 @@ def validate(
 
     from inversion.machine import choose_device
     from pipeline.recipe.recipe import PictureSource
+    from pipeline.record.manifest import to_json
     from pipeline.run.judging import validate_file, validate_run
     from pipeline.show.display import Display
     from pipeline.show.report import write_junit
@@ -267,8 +268,8 @@ def validate(
     else:
         manifest = validate_run(target, PictureSource(**pictures), overrides or (), place, display, keep, stale)
     if json:
-        json.write_text(dumps(manifest["validation"], indent=2) + "\n")
+        json.write_text(dumps(to_json(manifest.verdict), indent=2) + "\n")
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)
-    raise typer.Exit(0 if manifest["validation"]["passed"] else 1)
+    raise typer.Exit(0 if manifest.verdict.passed else 1)

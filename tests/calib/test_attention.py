@@ -4,6 +4,7 @@ import functools
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def inserted(teacher: Teacher, bits: str = "w8a8") -> VisionTransformer:
     return insert_quantizers(teacher.model, QuantScheme.parse(bits, attention="int8"))
 
 
-def calibrated(teacher: Teacher, method: str = "max", bits: str = "w8a8") -> VisionTransformer:
+def calibrated(teacher: Teacher, method: Any = "max", bits: str = "w8a8") -> VisionTransformer:
     student = inserted(teacher, bits)
     calibrate(student, teacher.model, views(6), views(2), Calibration(method=method))
     return student

@@ -18,7 +18,7 @@ from calib.damage import (
 )
 from calib.fidelity import Fidelity, kl_to_teacher
 from calib.layers import quantized_layers
-from calib.quantize import change_basis
+from calib.quantization import change_basis
 from calib.scheme import LayerBits, QuantScheme
 from calib.settings import Basis, Calibration
 from tests.small import small_teacher, sparse_images

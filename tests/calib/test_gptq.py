@@ -247,10 +247,10 @@ def test_it_is_deterministic_and_leaves_no_hook(teacher: Teacher) -> None:
     """The same images give the same integers; each layer is reported."""
     one, twin, done = inserted(teacher, "w4a16"), inserted(teacher, "w4a16"), []
     steps = scales(one, 4)
-    found = round_model(one, views(4), steps, four_bits(one), on_layer=done.append)
+    found = round_model(one, views(4), steps, four_bits(one), progress=lambda *told: done.append(told[:3]))
     again = round_model(twin, views(4), steps, four_bits(twin))
     assert all(torch.equal(found[name], again[name]) for name in steps)
-    assert done == list(range(1, 9))
+    assert done == [("rounding", number, 8) for number in range(1, 9)]
     assert not any(module._forward_pre_hooks for module in one.modules())
 
 

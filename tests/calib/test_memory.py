@@ -1,5 +1,7 @@
 """Training that cannot fit is refused by a sentence before any work."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def test_the_estimate_is_what_was_measured() -> None:
     """DeiT-Tiny in bfloat16: 47 MB an image, 170 MB of weights at most; twice that an image in float32."""
     model = load_teacher("deit_tiny", random_weights=True).model
 
-    def size(batch: int, precision: str = "bfloat16") -> int:
+    def size(batch: int, precision: Any = "bfloat16") -> int:
         return training_bytes(model, Training(batch=batch, precision=precision), CPU)
 
     assert (size(64) - size(8)) / 56 == pytest.approx(47e6, rel=0.05)

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from calib.layers import quantized_layers
 from calib.lessons import Lessons
 from calib.lsq import learn_steps
 from calib.qat import Outcome, train
-from calib.quantize import OnPhase, Quantized, quantize
+from calib.quantization import Quantized, quantize
 from calib.ranges import calibrate
 from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Rounding, Training
 from calib.views import Views
 from calib.weights import QuantizedWeights
 from inversion.errors import NumericalError
+from inversion.progress import Progress
 from inversion.teacher import Teacher
 from tests.small import inserted, small_teacher, sparse_images, views
 
@@ -79,7 +81,7 @@ def test_training_keeps_the_best(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_steps_are_positive_at_every_check(teacher: Teacher, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_positive_at_every_check(teacher: Teacher, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the rate, no step is ever 0 or less."""
     least: list[float] = []
 
@@ -100,22 +102,21 @@ def test_patience_ends_the_training(teacher: Teacher) -> None:
     done: list[int] = []
     student = calibrated(teacher)
     settings = replace(HUGE, patience=2)
-    train(student, teacher.model, views(6), views(3), settings, lambda update, _: done.append(update))
+    train(student, teacher.model, views(6), views(3), settings, lambda _what, update, *_: done.append(update))
     assert done == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("with_listener", [False, True])
-def test_a_loss_that_is_not_finite_stops(teacher: Teacher, with_listener: bool) -> None:
+@pytest.mark.parametrize("listener", [(), (lambda *_: None,)])
+def test_a_loss_that_is_not_finite_stops(teacher: Teacher, listener: tuple[Any, ...]) -> None:
     """The error names the update and the rate, whether or not anybody listens to progress."""
     student = calibrated(teacher)
     student.blocks[0].norm1.weight.data[0] = torch.nan
-    listener = (lambda *_: None) if with_listener else None
     with pytest.raises(NumericalError, match=r"^the training loss is not finite at update 1: lower the learning rate"):
-        train(student, teacher.model, views(6), views(3), SHORT, listener)
+        train(student, teacher.model, views(6), views(3), SHORT, *listener)
 
 
 @pytest.mark.parametrize(("kind", "crops"), [("mosaic", False), ("mixed", True), ("leaves", True), ("sparse", False)])
-def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, kind: str, crops: bool) -> None:
+def test_training_depends_on_its_seed_alone(teacher: Teacher, tmp_path: Path, kind: Any, crops: bool) -> None:
     """The same seed gives the same file, whatever the caller's random state; another seed takes another way."""
     files, ways = [], []
     for number, seed in enumerate((0, 0, 1)):
@@ -140,19 +141,19 @@ def test_interrupted_training_ends_with_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stopped: int,
-    optimizer: str,
+    optimizer: Any,
     ema: float,
     kind: str,
 ) -> None:
     """Stopped in any update and called again, training goes on: the same file, the same history, no range set anew."""
     save_always(monkeypatch)
-    shown = {"views": kind, "crops": kind == "mixed"}
+    shown: dict[str, Any] = {"views": kind, "crops": kind == "mixed"}
     settings = replace(SHORT, optimizer=optimizer, ema=ema, learning_rate=1e-5, patience=9, **shown)
     whole, path = result(teacher, settings), tmp_path / "training.safetensors"
 
-    def again(on_phase: OnPhase) -> Quantized:
+    def again(progress: Progress) -> Quantized:
         return quantize(
-            teacher, sparse_images(8), QuantScheme.parse("w4a8"), BASIS, MAX, Rounding(), settings, on_phase, path
+            teacher, sparse_images(8), QuantScheme.parse("w4a8"), BASIS, MAX, Rounding(), settings, progress, path
         )
 
     def stop(phase: str, done: int, _total: int, _kl: float) -> None:

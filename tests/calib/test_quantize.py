@@ -1,9 +1,12 @@
 """What a quantization learns from, and what only judges."""
 
+import math
+from itertools import groupby
+
 import torch
 
-from calib.quantize import JUDGES, material
-from calib.settings import Calibration
+from calib.quantization import JUDGES, material, quantize
+from calib.settings import Basis, Calibration, Training
 from inversion.sparse import unpatchify
 from tests.small import small_teacher, sparse_images
 
@@ -28,3 +31,19 @@ def test_without_leaves_the_mosaics_that_were_held_out_judge() -> None:
     assert (len(show("mixed")), len(judge)) == (6, 2)
     found = unpatchify(judge.groups[0][0], (4, 4), (8, 8))
     assert torch.equal(found, images.mosaics()[[3, 7]])
+
+
+def test_progress_is_told_in_one_shape() -> None:
+    """What is being done, steps done and in all, and a value or NaN: each part counts up to its own total."""
+    told: list[tuple[str, int, int, float]] = []
+    quantize(
+        small_teacher(), sparse_images(8), "w4a8", Basis(updates=3), Calibration(leaves=4),
+        training=Training(updates=2, batch=4), progress=lambda *one: told.append(one),
+    )  # fmt: skip
+    parts = {what: list(lines) for what, lines in groupby(told, key=lambda one: one[0])}
+    assert list(parts) == ["basis", "ranges", "saliency", "rounding", "training"]
+    for what, lines in parts.items():
+        counts, totals = [one[1] for one in lines], {one[2] for one in lines}
+        assert counts == sorted(set(counts)), what
+        assert totals == {counts[-1]}, what
+        assert all(math.isnan(one[3]) for one in lines) == (what not in ("basis", "training"))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from calib.fisher import DRAWS
 from calib.freeze import freeze
 from calib.layers import layer_bits, quantized_layers
 from calib.lsq import learn_steps
-from calib.quantize import float_weights
+from calib.quantization import float_weights
 from calib.quantizer import bounds_of
 from calib.ranges import _shares, calibrate, fisher_ranges, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
@@ -33,7 +34,7 @@ def teacher() -> Teacher:
     return small_teacher()
 
 
-def ranges(teacher: Teacher, method: str, images: Views | None = None, bits: str = "w8a8") -> dict[str, Tensor]:
+def ranges(teacher: Teacher, method: Any, images: Views | None = None, bits: str = "w8a8") -> dict[str, Tensor]:
     """Input range of every layer."""
     student = inserted(teacher, bits)
     calibrate(student, teacher.model, images or views(6), views(2), Calibration(method=method))
@@ -230,7 +231,7 @@ def test_constant_and_zero_inputs_get_a_step(method: str) -> None:
 
 @pytest.mark.parametrize("method", RANGE_METHODS)
 @pytest.mark.parametrize("tiny", [1e-44, 1e-38, 1e-12])
-def test_inputs_that_are_all_but_zero_get_a_step(method: str, tiny: float) -> None:
+def test_inputs_that_are_all_but_zero_get_a_step(method: Any, tiny: float) -> None:
     """A layer that sees nothing but tiny numbers has a step to divide by, and the answers stay finite."""
     teacher = small_teacher()
     teacher.model.blocks[1].norm2.weight.zero_()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from torch import Generator, Tensor
 
 from calib.fisher import DRAWS
 from calib.gptq import block_linears, round_model
-from calib.quantize import quantize
+from calib.quantization import quantize
 from calib.saliency import GROUPS, token_saliency
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Basis, Calibration, Rounding, Training
 from calib.views import Views
 from inversion.errors import InputError
+from inversion.plainvit import PlainViT
 from inversion.sparse import sparse_forward
 from inversion.teacher import Teacher
 from tests.small import inserted, small_teacher, sparse_images, views
@@ -27,7 +29,7 @@ def teacher() -> Teacher:
     return small_teacher()
 
 
-def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+def linears(model: PlainViT) -> dict[str, Any]:
     return {
         f"blocks.{block}.{part}": model.get_submodule(f"blocks.{block}.{part}") for block in (0, 1) for part in LAYERS
     }
@@ -37,9 +39,9 @@ def by_hand(teacher: Teacher, name: str, patches: Tensor, kept: Tensor, answers:
     """Squared gradients [B, T, out] of the log likelihood of `answers` [B, DRAWS] to a layer's output, mean over draws,
     one image at a time, from a shift of the output that is 0."""
     model, rows = copy.deepcopy(teacher.model), []
-    layer = model.get_submodule(name)
+    layer: Any = model.get_submodule(name)
     for image in range(len(kept)):
-        squared = 0.0
+        squared = torch.zeros(())
         for answer in answers[image]:
             shift = torch.zeros(1, 1 + kept.shape[1], layer.out_features, requires_grad=True)
             hook = layer.register_forward_hook(lambda _, __, output, shift=shift: output + shift)

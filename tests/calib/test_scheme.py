@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_a_scheme_says_what_it_is_and_can_be_made_again(scheme: QuantScheme, tex
         ({"layers": {"head": "8"}}, "bits '8' are not understood: write w4a8, w8a8, w4a4 or w8a16."),
     ],
 )
-def test_wrong_parts_are_refused(parts: dict[str, object], message: str) -> None:
+def test_wrong_parts_are_refused(parts: dict[str, Any], message: str) -> None:
     """An override is held to the same limits as the scheme itself."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         QuantScheme.parse("w4a8", **parts)

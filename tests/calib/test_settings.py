@@ -2,6 +2,7 @@
 
 import re
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from inversion.errors import InputError
         ({"held_out": nan}, "calibration.held_out must be above 0 and at most 0.5, not nan."),
     ],
 )
-def test_calibration_refuses(values: dict[str, object], message: str) -> None:
+def test_calibration_refuses(values: dict[str, Any], message: str) -> None:
     """The message names the value and what may stand there."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Calibration(**values)
@@ -53,7 +54,7 @@ def test_calibration_refuses(values: dict[str, object], message: str) -> None:
         ),
     ],
 )
-def test_training_refuses(values: dict[str, object], message: str) -> None:
+def test_training_refuses(values: dict[str, Any], message: str) -> None:
     """The message names the value and what may stand there."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Training(**values)
@@ -61,7 +62,7 @@ def test_training_refuses(values: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize("name", ["updates", "learning_rate", "step_learning_rate", "feature_weight"])
 @pytest.mark.parametrize("value", [-1, nan, inf])
-def test_training_refuses_amounts_below_zero_or_without_end(name: str, value: float) -> None:
+def test_training_refuses_amounts_below_zero_or_without_end(name: str, value: Any) -> None:
     """Nothing is trained a negative number of times, uphill, or by a rate that makes every weight NaN."""
     with pytest.raises(
         InputError,
@@ -79,7 +80,7 @@ def test_training_refuses_amounts_below_zero_or_without_end(name: str, value: fl
         ({"damping": inf}, "rounding.damping must be above 0 and finite, not inf."),
     ],
 )
-def test_rounding_refuses(values: dict[str, object], message: str) -> None:
+def test_rounding_refuses(values: dict[str, Any], message: str) -> None:
     """The message names the value and what may stand there."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Rounding(**values)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_learned_float_parameters_replace_the_teachers() -> None:
     weights = quantize_by_max(model, "w8a8", images)
     weights.tensors["norm.bias"].add_(1)
     weights.tensors["head.bias"].add_(2)
-    module = qdq_module(model, weights)
+    module: Any = qdq_module(model, weights)
     assert torch.equal(module.norm.bias, model.norm.bias + 1)
     assert torch.equal(module.head.bias.flatten(), model.head.bias + 2)
 

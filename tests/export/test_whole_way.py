@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from calib.freeze import freeze
 from calib.layers import layer_bits, quantized_layers
 from calib.lsq import keep_positive, learn_steps
-from calib.quantize import change_basis
+from calib.quantization import change_basis
 from calib.ranges import calibrate, input_quantizers, insert_quantizers
 from calib.scheme import QuantScheme, integer_range
 from calib.settings import Basis, Calibration

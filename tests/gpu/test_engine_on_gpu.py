@@ -1,5 +1,6 @@
 """Engines on their GPU. Skipped, and so not passed, on a machine without one."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from export.edge.compare import compare
 from export.edge.gpu import local_arch
 from export.edge.registry import available_backend, find_engine_backend
 from export.edge.runtime import open_engine, open_runtime
-from export.graph import export_quantized
+from export.graph import export_float, export_quantized
+from export.onnx_file import export_onnx
 from export.qdq import qdq_module
 from inversion.errors import InputError
 from inversion.leaves import dead_leaves
 from inversion.teacher import load_teacher
+from tests.small import grey_images, quantize_by_max
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,7 +38,7 @@ def test_an_engine_answers_as_onnxruntime_does(tmp_path: Path) -> None:
     pictures = dead_leaves(teacher.spec, 16, 0)
     views = dense_views(pictures, teacher.patch_size)
     student = insert_quantizers(teacher.model, scheme)
-    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"))
     learn_steps(student)
     model = tmp_path / "model.onnx"
     export_quantized(qdq_module(teacher.model, freeze(student, teacher, scheme)), teacher.spec, model, {})
@@ -49,3 +52,15 @@ def test_an_engine_answers_as_onnxruntime_does(tmp_path: Path) -> None:
         assert (kernels.share, kernels.source) == (1, "the engine's inspector")
         with pytest.raises(InputError, match="takes float32"):
             engine.run({"input": np.zeros((64, 1, 32, 32), np.float32)})
+
+
+def test_a_teacher_on_the_gpu_gives_the_same_file(tmp_path: Path) -> None:
+    """Copies go to the CPU: the bytes are those of the teacher on the CPU, and the teacher stays where it is."""
+    teacher, there = load_teacher("digits_vit"), load_teacher("digits_vit", device="cuda")
+    weights = quantize_by_max(teacher.model, "w4a8", grey_images(4))
+    weights = dataclasses.replace(weights, teacher_sha256=teacher.sha256)
+    export_onnx(teacher, weights, tmp_path / "cpu.onnx")
+    export_onnx(there, weights, tmp_path / "gpu.onnx")
+    export_float(there.model, there.spec, tmp_path / "float.onnx", {})
+    assert (tmp_path / "gpu.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes()
+    assert there.device.type == "cuda"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inversion.invert import Inverter, invert_shard
+from inversion.inverter import Inverter, invert_shard
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 
@@ -16,7 +16,7 @@ JOB = Inversion(images=16, batch=16, iterations=40, learning_rate=0.05)
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    return load_teacher("digits_vit")
+    return load_teacher("digits_vit", device="cuda")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def no_waiting() -> Iterator[None]:
 
 def test_a_graph_makes_the_pixels_of_single_steps(teacher: Teacher) -> None:
     """A replayed stage equals the same updates launched one by one."""
-    graph, single = (Inverter(teacher, JOB, "cuda").loop(0) for _ in range(2))
+    graph, single = (Inverter(teacher, JOB).loop(0) for _ in range(2))
     graph.run(10, lambda: None)
     for _ in range(10):
         single.step()
@@ -40,14 +40,14 @@ def test_a_graph_makes_the_pixels_of_single_steps(teacher: Teacher) -> None:
 @pytest.mark.usefixtures("no_waiting")
 def test_a_step_does_not_wait(teacher: Teacher) -> None:
     """No update asks the device for a value."""
-    loop = Inverter(teacher, JOB, "cuda").loop(0)
+    loop = Inverter(teacher, JOB).loop(0)
     for _ in range(3):
         loop.step()
 
 
 def test_same_seed_gives_the_same_images(teacher: Teacher) -> None:
     """Two inversions on the same GPU agree in every bit."""
-    one, other = (invert_shard(teacher, JOB, 0, device="cuda") for _ in range(2))
+    one, other = (invert_shard(teacher, JOB, 0) for _ in range(2))
     assert torch.equal(one.patches, other.patches)
     assert torch.equal(one.kept, other.kept)
 
@@ -55,7 +55,7 @@ def test_same_seed_gives_the_same_images(teacher: Teacher) -> None:
 def test_the_gpu_does_what_the_cpu_does(teacher: Teacher) -> None:
     """A first update in float32 moves the same pixels the same way."""
     job = replace(JOB, precision="float32")
-    loops = [Inverter(teacher, job, device).loop(0) for device in ("cpu", "cuda")]
+    loops = [Inverter(each, job).loop(0) for each in (load_teacher("digits_vit"), teacher)]
     for loop in loops:
         loop.step()
     cpu, cuda = (loop.pixels.cpu() for loop in loops)
@@ -66,6 +66,6 @@ def test_the_gpu_does_what_the_cpu_does(teacher: Teacher) -> None:
 def test_automatic_batch_fits(teacher: Teacher) -> None:
     """As many images as fit run without an out-of-memory error."""
     job = replace(JOB, images=1024, batch=0, iterations=8)
-    inverter = Inverter(teacher, job, "cuda")
+    inverter = Inverter(teacher, job)
     assert inverter.job.batch > 0
     inverter.shard(0)

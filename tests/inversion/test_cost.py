@@ -4,6 +4,7 @@ import dataclasses
 import re
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 import timm
@@ -33,7 +34,7 @@ from inversion.cost import (
     smi_cost,
 )
 from inversion.errors import InputError
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.schedule import Stage, schedule
 from inversion.teacher import digits_vit, load_teacher
@@ -145,7 +146,7 @@ def test_the_theorem_counts_the_blocks_multiply_adds(name: str) -> None:
 def test_impossible_sizes_are_refused(make: object, message: str) -> None:
     """One sentence names the value and the limit."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        make()  # type: ignore[operator]
+        make()
 
 
 # ---------------------------------------------------------------- formula and counter
@@ -158,7 +159,7 @@ class WideHeads(Attention):
         super().__init__(dim, num_heads, attn_head_dim=24, **options)
 
 
-DIGITS = Geometry.of(digits_vit())
+DIGITS: Geometry = Geometry.of(digits_vit())
 FAMILIES: dict[str, dict[str, object]] = {
     "distilled": {"cls": VisionTransformerDistilled},
     "registers": {"reg_tokens": 3},
@@ -211,7 +212,7 @@ def test_the_real_update_costs_what_the_formula_says() -> None:
     for block in teacher.model.blocks:
         block.attn.fused_attn = False
     job = Inversion(images=12, batch=12, iterations=8, division_factor=4, precision="float32")
-    inverter = Inverter(teacher, job, "cpu")
+    inverter = Inverter(teacher, job)
     loop, counts = inverter.loop(0), []
     for stage in inverter.stages:
         with FlopCounterMode(display=False) as counter:
@@ -275,6 +276,7 @@ MISPRINT = ("deit_small", "dmi")
 
 def stages_of(method: str) -> tuple[list[Stage], int]:
     """Stages and trajectories of one of Table A1's columns: 196 patches, T = 4000, 128 images an iteration."""
+    kind: Any
     kind, _, level = method.partition("_")
     v = int(level[1:]) if kind == "pri" else 1
     job = Inversion(kind, iterations=4000, division_factor=v, sparsity=int(level) if kind == "smi" else 76)

@@ -1,19 +1,21 @@
 """One batch under optimisation: gradients, memory, and steps that wait for nothing."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.loop import Loop
 from inversion.sparse import patchify, unpatchify
 from inversion.teacher import Teacher
 from inversion.variation import variation
-from tests.inversion.test_invert import tiny_teacher
+from tests.inversion.test_inverter import tiny_teacher
 
 JOB = Inversion(method="dmi", images=3, batch=3, iterations=8, tv_weight=0.02, precision="float32")
 
@@ -41,7 +43,7 @@ def test_gradient_is_the_dense_one_when_nothing_is_removed(teacher: Teacher) -> 
         (want,) = torch.autograd.grad(loss, picture)
         want += JOB.tv_weight * variation(picture.detach())[1]
         loop.step()
-        found = unpatchify(loop._patches(loop.pixels.grad), (4, 4), (8, 8))
+        found = unpatchify(loop._patches(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
         # float32 sums in another order, through two layers
         torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
 
@@ -55,7 +57,7 @@ def test_gradient_of_fractional_shifts_reaches_the_neighbours(teacher: Teacher) 
     (want,) = torch.autograd.grad(F.cross_entropy(logits, loop.labels, reduction="sum"), picture)
     loop.step()
     # float32 sums in another order, through two layers
-    found = unpatchify(loop._patches(loop.pixels.grad), (4, 4), (8, 8))
+    found = unpatchify(loop._patches(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
 
 
@@ -84,7 +86,7 @@ def test_what_stays_is_written_back(teacher: Teacher) -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"attention_entropy": 0.1}, {"label_confidence": 0.8}, {"tv_norm": "batch"}])
-def test_a_step_never_waits_for_the_device(teacher: Teacher, extra: dict[str, object]) -> None:
+def test_a_step_never_waits_for_the_device(teacher: Teacher, extra: dict[str, Any]) -> None:
     """No value of a tensor is asked for: a step runs on tensors that have none, as a CUDA graph needs it."""
     loop = started(teacher, replace(JOB, **extra))
     loop.step()

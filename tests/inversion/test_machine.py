@@ -56,17 +56,17 @@ def test_bfloat16_where_the_cpu_multiplies_it(
 def test_the_teacher_itself_is_never_changed() -> None:
     """A copy in bfloat16 is frozen, and the original keeps its format and its fused attention."""
     model = small()
-    copied = working_copy(model, CPU, torch.bfloat16)
+    copied = working_copy(model, torch.bfloat16)
     assert all(weight.dtype == torch.bfloat16 and not weight.requires_grad for weight in copied.parameters())
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert [block.attn.fused_attn for block in (*model.blocks, *copied.blocks)] == [True, True, False, False]
-    assert working_copy(model, CPU, torch.float32) is model
+    assert working_copy(model, torch.float32) is model
 
 
 def test_the_copy_computes_the_same_to_bfloat16s_precision() -> None:
     """Logits differ by no more than rounding to 8 bits of mantissa explains."""
     model, images = small(), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    want, found = model(images), working_copy(model, CPU, torch.bfloat16)(images.bfloat16()).float()
+    want, found = model(images), working_copy(model, torch.bfloat16)(images.bfloat16()).float()
     assert float((want - found).norm() / want.norm()) < 0.03
 
 

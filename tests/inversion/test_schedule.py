@@ -2,6 +2,7 @@
 
 import re
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_smi_prunes_as_published(sparsity: int, active: list[int]) -> None:
         (196, {"method": "smi", "sparsity": 60}, "sparsity 60 is not one of SMI's: take 50, 76, 86."),
     ],
 )
-def test_impossible_schedules_are_refused(patches: int, values: dict[str, object], message: str) -> None:
+def test_impossible_schedules_are_refused(patches: int, values: dict[str, Any], message: str) -> None:
     """A schedule that cannot be kept is refused with the value and the limit."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         schedule(Inversion(**values), patches)
@@ -120,7 +121,7 @@ def test_smi_prunes_where_it_is_told() -> None:
         ),
     ],
 )
-def test_impossible_jobs_are_refused(values: dict[str, object], message: str) -> None:
+def test_impossible_jobs_are_refused(values: dict[str, Any], message: str) -> None:
     """A job refuses a bad value when it is made."""
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Inversion(**values)

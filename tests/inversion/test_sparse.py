@@ -1,5 +1,7 @@
 """The sparse forward is timm's own, on any subset of the patches; importance is timm's own attention."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from inversion.sparse import classify_lean, embed, embed_linear, importance, patchify, sparse_forward, take, unpatchify
 
-FAMILIES: dict[str, dict[str, object]] = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "class token": {},
     "distilled": {"cls": VisionTransformerDistilled},
     "registers": {"reg_tokens": 3},

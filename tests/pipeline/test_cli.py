@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Malicious:
 
 
 @pytest.fixture(autouse=True)
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that the command runs in, with one of each file that a user could get wrong."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a second thread waits for a busy core far longer than these sums take
@@ -128,7 +129,7 @@ def test_what_cannot_be_done_is_refused(
         raise AssertionError("work began")
 
     if line.startswith("build"):
-        monkeypatch.setattr(invert, "invert", work)
+        monkeypatch.setattr(invert, "invert_into", work)
     before = sorted(path for path in desk.rglob("*") if path.is_file())
     assert run(line) == 2
     out, err = capfd.readouterr()

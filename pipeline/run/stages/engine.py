@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from export.edge.build import ENGINE_GRAPH, build_engines
 from export.edge.engine_spec import sidecar
 from export.edge.registry import choose_backend
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -20,7 +22,7 @@ class Engine(Stage):
     version = 3
     libraries = ("onnx", "tensorrt", "tensorrt_rtx")
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {"backend": job.backend, **reads.settings(job.recipe, "engine")}
 
     def check_recipe(self, recipe: Recipe) -> None:
@@ -33,11 +35,11 @@ class Engine(Stage):
         if job.backend is None:
             return StageResult([], {"engines": []})
         outputs, specs = [folder / ENGINE_GRAPH], []
-        with job.display.steps("engine", len(engine.arch)) as advance:
+        with job.display.progress() as progress:
             for path, spec in build_engines(
                 folder / "model.onnx", folder, engine.arch, job.backend, engine.precision, engine.batch
             ):
                 outputs += [path, sidecar(path)]
                 specs.append({"path": path.name, **dataclasses.asdict(spec)})
-                advance(len(specs), spec.arch)
+                progress(self.name, len(specs), len(engine.arch), math.nan)
         return StageResult(outputs, {"engines": specs})

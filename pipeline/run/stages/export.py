@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from calib.weights import QuantizedWeights
 from export.edge.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
@@ -10,6 +11,7 @@ from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
 from inversion.publish import publish
 from pipeline.pictures.preprocess import preprocess_steps
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.folder import file_sha256
 from pipeline.run.job import Job
@@ -25,7 +27,7 @@ class Export(Stage):
     version = 3
     libraries = ("torch", "timm", "onnx", "onnxscript", "onnx_ir")
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "name": job.teacher.name,
@@ -47,17 +49,17 @@ class Export(Stage):
             **({"labels": json.dumps(list(job.labels))} if job.labels else {}),
         }
         model, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
-        with job.display.steps("export", 3) as advance:
+        with job.display.progress() as progress:
             module = qdq_module(job.teacher.model, weights)
             export_quantized(module, spec, model, {**about, "scheme": str(weights.scheme)}, uint8_input)
-            advance(1, "")
+            progress(self.name, 1, 3, math.nan)
             export_float(job.teacher.model, spec, baseline, {**about, "scheme": "float32"}, uint8_input)
-            advance(2, "")
+            progress(self.name, 2, 3, math.nan)
             packed.unlink(missing_ok=True)
             if four_bits := [name for name, bits in weights.layers.items() if bits.weight <= 4]:
                 write_int4(model, packed, four_bits)
             steps = folder / "preprocess.json"
             session = {"session_config": ALWAYS, "session_config_on_x86_without_vnni": WHERE_PRODUCTS_SATURATE}
             publish(steps, json.dumps({**preprocess, "onnxruntime": session}, indent=1).encode())
-            advance(3, "")
+            progress(self.name, 3, 3, math.nan)
         return StageResult([model, baseline, *([packed] if four_bits else []), steps])

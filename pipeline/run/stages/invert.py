@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.invert import PROGRESS, invert, plan, settle
+from inversion.inverter import PROGRESS, invert_into, plan, settle
 from inversion.job import Inversion
 from inversion.machine import require_memory
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -32,7 +32,7 @@ class Invert(Stage):
     libraries = ("torch", "timm")
     unfinished = ("images/*.safetensors",)
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "pixels": reads.of_pixels(job.teacher),
@@ -43,16 +43,14 @@ class Invert(Stage):
     def check(self, job: Job) -> None:
         plan(job.teacher, job.recipe.inversion)
         device = job.teacher.device
-        require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion, device.type), device)
+        require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
 
     def run(self, job: Job) -> StageResult:
-        paths = invert_with_bar(
-            job.teacher, job.recipe.inversion, job.places.images, job.display, job.teacher.device.type
-        )
+        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display)
         progress = job.places.images / PROGRESS
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
 
-    def after(self, job: Job, metrics: dict[str, Any]) -> None:
+    def after(self, job: Job, metrics: Facts) -> None:
         for sentence in metrics["warnings"]:
             job.display.warn(sentence)
 
@@ -65,23 +63,17 @@ def require_enough(recipe: Recipe) -> None:
         )
 
 
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display, device: str) -> list[Path]:
+def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
     """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
-    remark, job = "", settle(teacher, job, device)
-
-    def on_step(done: int, loss: float) -> None:
-        nonlocal remark
-        remark = f"loss {loss:.3f}" if loss == loss else remark
-        advance(done, remark)
-
-    with display.steps("inversion", len(job.shards()) * job.iterations) as advance:
-        paths = invert(teacher, job, folder, on_step, device)
+    job = settle(teacher, job)
+    with display.progress() as progress:
+        paths = invert_into(teacher, job, folder, progress)
     for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
 
 
-def describe_images(teacher: Teacher, shards: Sequence[Path]) -> dict[str, Any]:
+def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
     """How many there are, how sure the teacher is of them by stage, and a sentence for whatever makes them poor."""
     images = load_images(shards[0].parent)
     confidence = target_confidence(teacher, images)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
 from calib.memory import require_training_memory
 from inversion.images import load_images, require_images_of
+from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import TRAINING, Job
 from pipeline.run.stage import Stage, StageResult
 
 if TYPE_CHECKING:
     from calib.qat import Outcome
-    from calib.quantize import Quantized
+    from calib.quantization import Quantized
 
 
 class Quantize(Stage):
@@ -26,7 +27,7 @@ class Quantize(Stage):
     libraries = ("torch", "timm", "modelopt")
     unfinished = (TRAINING,)
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "name": job.teacher.name,
@@ -41,26 +42,26 @@ class Quantize(Stage):
         require_training_memory(job.teacher.model, job.recipe.training)
 
     def run(self, job: Job) -> StageResult:
-        from calib.quantize import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
+        from calib.quantization import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
 
         recipe, places = job.recipe, job.places
         images = load_images(places.images)
         require_images_of(job.teacher, images, places.images)
-        with job.display.phases() as on_phase:
+        with job.display.progress() as progress:
             quantized = quantize(
                 job.teacher, images, recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding,
-                recipe.training, on_phase, places.training,
+                recipe.training, progress, places.training,
             )  # fmt: skip
         quantized.weights.save(places.quantized)
         return StageResult([places.quantized], describe(quantized))
 
-    def after(self, job: Job, metrics: dict[str, Any]) -> None:
+    def after(self, job: Job, metrics: Facts) -> None:
         for sentence in metrics["basis"]["left_out"]:
             job.display.say(sentence)
         job.places.training.unlink(missing_ok=True)
 
 
-def describe(quantized: Quantized) -> dict[str, Any]:
+def describe(quantized: Quantized) -> Facts:
     """The basis, ranges tried and what training did, these on held-out synthetic images."""
 
     def plain(fidelity: Fidelity) -> dict[str, float]:
@@ -85,7 +86,7 @@ def _kept(training: Outcome) -> str:
     return "training, moving average of the weights" if training.averaged else "training"
 
 
-def in_words(metrics: dict[str, Any]) -> str:
+def in_words(metrics: Facts) -> str:
     """What came out, in one line."""
     best = metrics["trained"]
     return (

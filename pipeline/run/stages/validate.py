@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from calib.settings import JUDGES
 from calib.views import split_held_out
@@ -10,10 +10,13 @@ from calib.weights import QuantizedWeights
 from export.edge.build import ENGINE_GRAPH
 from export.edge.runtime import require_provider
 from export.qdq import qdq_module
+from inversion.errors import InputError
 from inversion.images import load_images
 from pipeline.judge.answers import Pictures
 from pipeline.judge.validation import Files, Reference, proof_leaves, validate
 from pipeline.recipe.recipe import Recipe
+from pipeline.record.manifest import Facts, StageRecord, of_json, to_json
+from pipeline.record.proof import Engine, Verdict
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -26,7 +29,7 @@ class Validate(Stage):
     version = 3
     libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
-    def reads(self, job: Job) -> reads.Facts:
+    def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
             "picture": reads.of_pictures(job.teacher),
@@ -49,14 +52,32 @@ class Validate(Stage):
         weights = QuantizedWeights.load(job.places.quantized)
         reference = Reference(weights, qdq_module(job.teacher.model, weights))
         limits = recipe.validation.limits(recipe.quant_scheme())
-        total = sum(pictures.count for pictures in synthetic) + (len(job.pictures) if job.pictures else 0)
-        with job.display.steps("validation", total) as advance:
-            verdict = validate(job.teacher, files(job), reference, synthetic, job.pictures, limits, advance)
-        return StageResult([], verdict)
+        with job.display.progress() as progress:
+            verdict = validate(job.teacher, files(job), reference, synthetic, job.pictures, limits, progress)
+        return StageResult([], to_json(verdict))
 
-    def after(self, job: Job, metrics: dict[str, Any]) -> None:
+    def after(self, job: Job, metrics: Facts) -> None:
         for sentence in metrics["warnings"]:
             job.display.warn(sentence)
+
+
+def verdict_of(job: Job) -> Verdict:
+    """What the finished stage found; `InputError` where its record was damaged since."""
+    if (verdict := of_json(Verdict, job.made[Validate.name].metrics)) is None:
+        folder = str(job.places.folder)
+        raise InputError(
+            f"the verdict in {folder!r} is not as a build writes it: judge again with `pipeline validate`."
+        )
+    return verdict
+
+
+def engines_of(record: StageRecord, folder: Path) -> tuple[Engine, ...]:
+    """What the finished engine stage made; `InputError` where the record of it was damaged since."""
+    engines = of_json(tuple[Engine, ...], record.metrics.get("engines"))
+    made = {output.path for output in record.outputs}
+    if engines is None or any(engine.path not in made for engine in engines):
+        raise InputError(f"the manifest in {str(folder)!r} names engines that its run did not make: build again.")
+    return engines
 
 
 def files(job: Job) -> Files:
@@ -64,6 +85,6 @@ def files(job: Job) -> Files:
     folder = job.places.folder
     graph = folder / ENGINE_GRAPH
     runs = graph.exists() and job.recipe.engine.precision != "bfloat16"
-    engines = [(folder / spec["path"], spec) for spec in job.made["engine"]["metrics"]["engines"]]
+    engines = [(folder / engine.path, engine) for engine in engines_of(job.made["engine"], folder)]
     model, float32 = (folder / name for name in ("model.onnx", "model.fp32.onnx"))
     return Files(model, float32, graph if runs else None, engines, job.recipe.validation.provider)

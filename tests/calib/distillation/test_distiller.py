@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,7 +19,7 @@ from calib.fidelity import kl_to_teacher
 from calib.settings import Distillation
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.sparse import patchify, sparse_forward, unpatchify
 from inversion.teacher import Teacher, input_spec, load_teacher
@@ -34,7 +35,7 @@ def teacher() -> Teacher:
 
 @pytest.fixture(scope="module")
 def batches(teacher: Teacher) -> Streamed:
-    return Streamed(Inverter(teacher, JOB, "cpu"))
+    return Streamed(Inverter(teacher, JOB))
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +152,14 @@ def test_stored_images_come_once_an_epoch(images: SparseImages) -> None:
 
 def test_streamed_batches_leave_nothing_unless_asked(teacher: Teacher, tmp_path: Path) -> None:
     """A kept batch is the dropped one, and is read again instead of made again."""
-    inverter = Inverter(teacher, JOB, "cpu")
+    inverter = Inverter(teacher, JOB)
     kept = Streamed(inverter, tmp_path / "images")
     first, dropped = kept.batch(2), Streamed(inverter).batch(2)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["shard-00002.safetensors"]
     assert torch.equal(first.kept, dropped.kept.to(first.kept.dtype))
     torch.testing.assert_close(first.patches, dropped.patches, rtol=1e-3, atol=2e-3)  # stored as float16
     seen: list[int] = []
-    kept.batch(2, lambda done, _: seen.append(done))
+    kept.batch(2, lambda _what, done, *_: seen.append(done))
     assert seen == []
 
 
@@ -253,7 +254,7 @@ def test_patches_are_adapted_to_the_students_eyes(timms: tuple[Teacher, Path]) -
         ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(values: dict[str, float], said: str) -> None:
+def test_settings_that_cannot_be_are_refused(values: dict[str, Any], said: str) -> None:
     """With the value."""
     with pytest.raises(InputError, match=said):
         Distillation(**values)

@@ -148,7 +148,12 @@ def test_a_run_moves_its_data_and_frees_it(engine: Path, gpu: Memory, batch: int
 def test_what_is_opened_is_closed(engine: Path, gpu: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of `with`, and at an error in it, context and engine are let go, which is how TensorRT frees them."""
     alive = weakref.WeakSet()
-    monkeypatch.setattr(Context, "__init__", lambda self: (alive.add(self), Context.begin(self))[1])
+
+    def watched(self: Context) -> None:
+        alive.add(self)
+        Context.begin(self)
+
+    monkeypatch.setattr(Context, "__init__", watched)
     for wrong in (False, True):
         with suppress(ZeroDivisionError), open_engine(engine) as session:
             assert len(alive) == 1

@@ -45,7 +45,7 @@ def test_the_probe_notices_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: object, **__: object) -> None: ...
 
         def run(self, _: object, feeds: dict[str, object]) -> list[object]:
-            return [feeds["x"] * 0 + 2**15 * (exactness.SIDE / 2) * exactness.STEP**2]  # type: ignore[operator]
+            return [feeds["x"] * 0 + 2**15 * (exactness.SIDE / 2) * exactness.STEP**2]
 
     monkeypatch.setattr(exactness.onnxruntime, "InferenceSession", Saturating)
     assert products_saturate()

@@ -65,7 +65,7 @@ def test_a_linear_that_does_not_fuse_is_found(quantized: Make, tmp_path: Path) -
     user = next(node for node in model.graph.node if node.name == "blocks.1.mlp.fc1/MatMul")
     extra = onnx.helper.make_node("Identity", [user.input[0]], ["tap"], name="tap")
     model.graph.node.append(extra)
-    shape = ["batch", 65, 96]
+    shape: list[str | int | None] = ["batch", 65, 96]
     model.graph.output.append(onnx.helper.make_tensor_value_info("tap", onnx.TensorProto.FLOAT, shape))
     onnx.save(model, tmp_path / "m.onnx")
     found = onnxruntime_kernels(tmp_path / "m.onnx")

@@ -6,6 +6,7 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def toml(path: Path, text: str) -> Path:
     return path
 
 
-def refusal(flags: dict[str, object], file: Path | None = None, *overrides: str) -> str:
+def refusal(flags: dict[str, Any], file: Path | None = None, *overrides: str) -> str:
     with pytest.raises(InputError) as caught:
         make_recipe(flags, file, overrides)
     assert "\n" not in str(caught.value)

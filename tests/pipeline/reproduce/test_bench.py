@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inversion.cost import Geometry, forward_products, mean_iteration_flops
 from inversion.errors import InputError
-from inversion.invert import Inverter
+from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
 from pipeline import cli
-from pipeline.reproduce.bench import METHODS, PeakMemory, measure_inversion, results_table
+from pipeline.reproduce.bench import METHODS, Bench, PeakMemory, measure_inversion, results_table
 from pipeline.reproduce.paper import efficiency
 
 ROW = {
@@ -31,7 +30,7 @@ def teacher() -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def results(teacher: Teacher) -> dict[str, Any]:
+def results(teacher: Teacher) -> Bench:
     """One round with 15 images, in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.reproduce.bench.UPDATES", {"cpu": (1, 1)})
@@ -39,7 +38,7 @@ def results(teacher: Teacher) -> dict[str, Any]:
         return measure_inversion(teacher, 15, rounds=1, precision="float32")
 
 
-def test_a_row_for_each_method(results: dict[str, Any]) -> None:
+def test_a_row_for_each_method(results: Bench) -> None:
     """Names, keys and counts are those that scripts rely on; images come in whole trajectories."""
     assert [row["name"] for row in results["rows"]] == list(METHODS)
     assert all(row.keys() == ROW for row in results["rows"])
@@ -52,7 +51,7 @@ def test_a_row_for_each_method(results: dict[str, Any]) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def test_an_iteration_costs_two_forward_passes(teacher: Teacher, results: dict[str, Any]) -> None:
+def test_an_iteration_costs_two_forward_passes(teacher: Teacher, results: Bench) -> None:
     """Never above twice the forward pass of the active patches by 3%, all of its matrix products counted.
 
     Attention's backward is twice its forward, and the last of six blocks is computed for the class token alone.
@@ -67,7 +66,7 @@ def test_an_iteration_costs_two_forward_passes(teacher: Teacher, results: dict[s
 def test_flops_are_those_of_the_real_update(teacher: Teacher) -> None:
     """What a row says, torch counts in an update of the loop: its attention in bfloat16 is of plain products."""
     job = Inversion(images=12, batch=12, iterations=4000, precision="bfloat16")
-    inverter = Inverter(teacher, job, "cpu")
+    inverter = Inverter(teacher, job)
     loop, counted = inverter.loop(0), 0.0
     for stage in inverter.stages:
         with FlopCounterMode(display=False) as counter:
@@ -77,7 +76,7 @@ def test_flops_are_those_of_the_real_update(teacher: Teacher) -> None:
     assert counted == mean_iteration_flops(Geometry.of(teacher.model), inverter.stages, 3, lean=True)
 
 
-def test_stages_are_those_of_the_schedule(results: dict[str, Any]) -> None:
+def test_stages_are_those_of_the_schedule(results: Bench) -> None:
     """Each stage is timed, and counts by its share of the paper's 4,000 iterations."""
     rows = {row["name"]: row for row in results["rows"]}
     assert [(stage["active"], stage["iterations"]) for stage in rows["smi_76"]["stages"]] == [
@@ -89,7 +88,7 @@ def test_stages_are_those_of_the_schedule(results: dict[str, Any]) -> None:
     assert pri["iterations_per_s"] == pytest.approx(1 / seconds)
 
 
-def test_sparse_images_need_less_memory(results: dict[str, Any]) -> None:
+def test_sparse_images_need_less_memory(results: Bench) -> None:
     """PRI holds fewer trajectories at once than DMI."""
     peak = {row["name"]: row["peak_bytes"] for row in results["rows"]}
     assert peak["pri_v7"] < peak["pri_v4"] < peak["pri_v2"] < peak["dmi"]
@@ -102,7 +101,7 @@ def test_paper_figures_stand_beside_its_models() -> None:
     assert not efficiency("digits_vit")
 
 
-def test_table_shows_every_row(results: dict[str, Any]) -> None:
+def test_table_shows_every_row(results: Bench) -> None:
     """A line for each method."""
     assert results_table(results).row_count == 7
 

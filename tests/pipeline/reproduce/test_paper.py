@@ -126,4 +126,4 @@ def test_figures_of_the_main_text() -> None:
 def test_figures_ship_with_the_module() -> None:
     """The file lies beside the code that reads it."""
     assert Path(FIGURES).is_file()
-    assert FIGURES.parent.name == "pipeline"
+    assert FIGURES.parent.name == "reproduce"

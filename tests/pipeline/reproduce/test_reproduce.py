@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods are enough to see that a table is filled as it should be."""
     some = {name: METHODS[name] for name in ("smi_76", "pri_v4")}
-    for module in ("distillation", "quantization"):
+    for module in ("students", "quantized"):
         monkeypatch.setattr(f"pipeline.reproduce.{module}.METHODS", some)
 
 
@@ -73,7 +73,7 @@ def test_images_are_inverted_once(out: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Figure 5's sets serve figure A1."""
     line = f"--teacher digits_vit --out {out} {TINY} --quiet"
     assert run(f"reproduce figure5 {line}") == 0
-    monkeypatch.setattr("inversion.invert.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
+    monkeypatch.setattr("inversion.inverter.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
     assert run(f"reproduce figureA1 {line}") == 0
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inversion.teacher import load_teacher
 from pipeline.recipe.resolve import make_recipe
 from pipeline.record import versions
+from pipeline.record.manifest import TeacherRecord
 from pipeline.run.build import NAMES, STAGES, run_stage
 from pipeline.run.folder import RunFolder
 from pipeline.run.job import Job, Places
@@ -52,7 +53,7 @@ def rehearse(folder: Path, overrides: tuple[str, ...] = ()) -> list[str]:
     recipe, ran = make_recipe(BASE, None, overrides), []
     job = Job(recipe, load_teacher("digits_vit"), Places.run(folder), Display(quiet=True))
     with RunFolder(folder) as run:
-        run.begin(recipe.to_dict(), {"name": "digits_vit", "sha256": job.teacher.sha256})
+        run.begin(recipe.to_dict(), TeacherRecord.of(job.teacher))
         for stage in STAGES:
             run_stage(Pretended(stage, ran), job, run)
     return ran

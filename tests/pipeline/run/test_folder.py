@@ -1,5 +1,6 @@
 """The run folder: what is unchanged is not run again, what is damaged is, and nothing half done looks done."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,13 +12,20 @@ from typing import Any
 import pytest
 
 from inversion.errors import InputError
-from pipeline.record.manifest import MANIFEST, load_manifest
+from pipeline.record.manifest import MANIFEST, StageRecord, TeacherRecord, load_manifest, write_manifest
+from pipeline.record.proof import Verdict
 from pipeline.record.versions import PACKAGES
 from pipeline.run.folder import RunFolder, product_digest, stage_digest
 from pipeline.run.stage import StageResult
 
 RECIPE = {"bits": "w4a8"}
 TEACHER = {"name": "t", "sha256": "0", "num_classes": 10, "input_size": [1, 32, 32]}
+OURS = TeacherRecord("t", "0", 10, (1, 32, 32))
+FINISHED = Path(__file__).parents[1] / "record" / "manifest.json"
+
+
+def verdict() -> Verdict:
+    return load_manifest(FINISHED.parent).verdict
 
 
 class Work:
@@ -32,9 +40,9 @@ class Work:
         return StageResult([self.path], {"size": len(self.content)})
 
 
-def once(folder: Path, work: Callable[[], StageResult], inputs: dict[str, Any] | None = None) -> dict[str, Any]:
+def once(folder: Path, work: Callable[[], StageResult], inputs: dict[str, Any] | None = None) -> StageRecord:
     with RunFolder(folder) as run:
-        run.begin(RECIPE, TEACHER)
+        run.begin(RECIPE, OURS)
         return run.stage("one", inputs or {"version": 1}, work)
 
 
@@ -45,10 +53,10 @@ def stored(folder: Path) -> dict[str, Any]:
 def test_manifest_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
     """Schema 1: recipe, teacher, versions, stages with their outputs, and a verdict once there is one."""
     with RunFolder(tmp_path) as run:
-        run.begin(RECIPE, TEACHER)
+        run.begin(RECIPE, OURS)
         run.stage("one", {"version": 1}, Work(tmp_path))
         assert stored(tmp_path)["validation"] is None
-        run.conclude({"passed": True})
+        run.conclude(verdict())
     manifest = stored(tmp_path)
     assert manifest.keys() == {"schema", "recipe", "teacher", "versions", "stages", "validation"}
     assert (manifest["schema"], manifest["recipe"], manifest["teacher"]) == (1, RECIPE, TEACHER)
@@ -57,8 +65,8 @@ def test_manifest_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
     assert stage.keys() == {"name", "digest", "seconds", "cached", "outputs", "metrics"}
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of b"abc", FIPS 180-2
     assert stage["outputs"] == [{"path": "out.bin", "sha256": sha256, "bytes": 3}]
-    assert manifest["validation"] == {"passed": True}
-    assert load_manifest(tmp_path) == manifest
+    assert manifest["validation"] == json.loads(FINISHED.read_text())["validation"]
+    assert load_manifest(tmp_path).verdict == verdict()
 
 
 def test_an_unchanged_stage_does_not_run_again(tmp_path: Path) -> None:
@@ -66,8 +74,8 @@ def test_an_unchanged_stage_does_not_run_again(tmp_path: Path) -> None:
     work = Work(tmp_path)
     first, second = once(tmp_path, work), once(tmp_path, work)
     assert work.runs == 1
-    assert (first["cached"], second["cached"]) == (False, True)
-    assert {**second, "cached": False} == first
+    assert (first.cached, second.cached) == (False, True)
+    assert dataclasses.replace(second, cached=False) == first
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
@@ -86,14 +94,15 @@ def test_a_damaged_output_is_made_again(damage: str, tmp_path: Path) -> None:
 
     record = once(tmp_path, resuming)
     assert work.runs == 2
-    assert not record["cached"]
+    assert not record.cached
     assert work.path.read_bytes() == b"abc"
 
 
 def test_other_inputs_run_the_stage_again(tmp_path: Path) -> None:
     """A changed recipe slice, stage version or consumed digest changes the digest."""
     work = Work(tmp_path)
-    for runs, inputs in enumerate([{"version": 1}, {"version": 2}, {"version": 2, "images": "x"}], start=1):
+    told: list[dict[str, Any]] = [{"version": 1}, {"version": 2}, {"version": 2, "images": "x"}]
+    for runs, inputs in enumerate(told, start=1):
         once(tmp_path, work, inputs)
         assert work.runs == runs
     assert len(stored(tmp_path)["stages"]) == 1
@@ -113,7 +122,7 @@ def test_stages_stay_in_the_order_they_run(tmp_path: Path) -> None:
     works = {name: Work(tmp_path, name) for name in ("a", "b", "c")}
     for _ in range(2):
         with RunFolder(tmp_path) as run:
-            run.begin(RECIPE, TEACHER)
+            run.begin(RECIPE, OURS)
             for name, work in works.items():
                 run.stage(name, {}, work)
         (tmp_path / "b").unlink()
@@ -148,15 +157,15 @@ def test_a_broken_or_foreign_manifest_runs_everything(content: str, tmp_path: Pa
     with pytest.raises(InputError, match=r"holds no manifest\.json of schema 1"):
         load_manifest(folder)
     work = Work(folder)
-    assert not once(folder, work)["cached"]
-    assert [stage["name"] for stage in load_manifest(folder)["stages"]] == ["one"]
+    assert not once(folder, work).cached
+    assert [stage.name for stage in load_manifest(folder).stages] == ["one"]
     assert (tmp_path / "kept").read_text() == "kept"
 
 
 def test_a_whole_manifest_is_taken(tmp_path: Path) -> None:
     """The refusals above are not refusals of everything."""
     (tmp_path / MANIFEST).write_text(json.dumps(WHOLE))
-    assert load_manifest(tmp_path) == WHOLE
+    assert json.loads(write_manifest(load_manifest(tmp_path))) == WHOLE
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -169,12 +178,12 @@ def test_an_interrupted_stage_leaves_no_trace_of_success(error: type[BaseExcepti
         raise error
 
     with RunFolder(tmp_path) as run:
-        run.begin(RECIPE, TEACHER)
+        run.begin(RECIPE, OURS)
         run.stage("one", {}, work)
         run.stage("two", {}, Work(tmp_path, "two.bin"))
-        run.conclude({"passed": True})
+        run.conclude(verdict())
     with RunFolder(tmp_path) as run:
-        run.begin(RECIPE, TEACHER)
+        run.begin(RECIPE, OURS)
         run.stage("one", {}, work)
         with pytest.raises(error):
             run.stage("two", {"changed": 1}, fails)
@@ -182,9 +191,9 @@ def test_an_interrupted_stage_leaves_no_trace_of_success(error: type[BaseExcepti
     assert [stage["name"] for stage in manifest["stages"]] == ["one"]
     assert manifest["validation"] is None
     with RunFolder(tmp_path) as run:
-        run.begin(RECIPE, TEACHER)
-        assert run.stage("one", {}, work)["cached"]
-        assert not run.stage("two", {"changed": 1}, Work(tmp_path, "two.bin"))["cached"]
+        run.begin(RECIPE, OURS)
+        assert run.stage("one", {}, work).cached
+        assert not run.stage("two", {"changed": 1}, Work(tmp_path, "two.bin")).cached
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_every_value_of_the_recipe_is_read(teacher: Teacher, key: str) -> None:
         ("crop", 0.875, {"export", "validate"}),
     ],
 )
-def test_preprocessing_is_read(teacher: Teacher, field: str, value: object, stages: set[str]) -> None:
+def test_preprocessing_is_read(teacher: Teacher, field: str, value: Any, stages: set[str]) -> None:
     """Each field of the input's description, by the stages that use it."""
     spec = dataclasses.replace(teacher.spec, **{field: value})
     assert changed(job(teacher), job(dataclasses.replace(teacher, spec=spec))) == stages

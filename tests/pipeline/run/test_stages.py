@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
 from tests.shell import run
 
@@ -246,9 +247,9 @@ def test_stages_run_again_on_demand(
     ran: list[str] = []
     stage = RunFolder.stage
 
-    def noted(folder: RunFolder, name: str, *rest: Any) -> dict[str, Any]:
+    def noted(folder: RunFolder, name: str, *rest: Any) -> StageRecord:
         record = stage(folder, name, *rest)
-        return ran.append(name) or record if not record["cached"] else record  # type: ignore[func-returns-value]
+        return ran.append(name) or record if not record.cached else record  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(RunFolder, "stage", noted)
     shards = {path: path.stat().st_mtime_ns for path in (copy / "images").iterdir()}

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Generator, Tensor
 from inversion.confidence import target_confidence
 from inversion.errors import InputError
 from inversion.images import TYPES, SparseImages, load_images
-from inversion.invert import PROGRESS, PROGRESS_FORMAT, invert
+from inversion.inverter import PROGRESS, PROGRESS_FORMAT, invert_into
 from inversion.job import Inversion
 from inversion.sparse import patchify, sparse_forward
 from inversion.teacher import Teacher, load_teacher
@@ -119,7 +120,7 @@ def teacher() -> Teacher:
 def inverted(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of PRI, v=3: stages of 21, 21 and 22 patches."""
     folder = tmp_path_factory.mktemp("pri")
-    invert(teacher, Inversion(images=24, batch=12, iterations=6, division_factor=3), folder)
+    invert_into(teacher, Inversion(images=24, batch=12, iterations=6, division_factor=3), folder)
     return folder
 
 
@@ -189,7 +190,7 @@ def test_confidence_is_the_teachers_in_each_images_class(teacher: Teacher, inver
     images = load_images(inverted)
     images = images[torch.randint(len(images), (150,), generator=Generator().manual_seed(0))]
     steps: list[int] = []
-    found = target_confidence(teacher, images, lambda done, _: steps.append(done))
+    found = target_confidence(teacher, images, lambda _what, done, _total, _value: steps.append(done))
     counts = (images.kept >= 0).sum(1)
     assert steps == [64, int((counts == 21).sum()), 150]
     for row in range(len(images)):
@@ -253,7 +254,8 @@ def test_grey_pictures_are_grey(channels: int) -> None:
     (picture,) = figure.axes[0].images
     assert (picture.get_cmap().name, picture.get_clim(), picture.get_array().ndim) == ("gray", (0, 1), 2)
     pixels = Image.open(io.BytesIO(png(figure))).convert("RGB")
-    assert all(red == green == blue for _, (red, green, blue) in pixels.getcolors(1 << 24))
+    colours: Any = pixels.getcolors(1 << 24)
+    assert all(red == green == blue for _, (red, green, blue) in colours)
 
 
 def test_rebirth_pairs_stand_side_by_side() -> None:
@@ -281,7 +283,7 @@ def test_histograms_share_their_axes() -> None:
     figure = confidence_figure(images, sure)
     assert titles(figure) == [f"t{k}: mean {mean}, n = 5" for k, mean in ((1, "0.000"), (2, "0.500"), (3, "0.800"))]
     assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes}) == 1
-    bars = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    bars = [[bar.get_height() for bar in panel.patches] for panel in cast(Any, figure.axes)]
     assert [(len(found), sum(found), found[place]) for found, place in zip(bars, (0, 10, 19), strict=True)] == [
         (20, 5, 5), (20, 5, 5), (20, 5, 4),
     ]  # fmt: skip
@@ -307,7 +309,7 @@ def test_the_gallery_of_a_folder_of_shards(teacher: Teacher, inverted: Path, tmp
         with Image.open(path) as picture:
             picture.load()
             assert (picture.format, picture.width <= 2000) == ("PNG", True)
-            assert not picture.text
+            assert not cast(Any, picture).text
     assert gallery(inverted, out, display, teacher) == paths
     assert [path.read_bytes() for path in paths] == first
     assert {path.name for path in out.iterdir()} == set(ALL)

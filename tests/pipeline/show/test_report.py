@@ -1,6 +1,8 @@
 """What a person reads at the end: the table fits 80 columns, the report and junit.xml say what the manifest says."""
 
+import dataclasses
 import io
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -8,68 +10,86 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline.record.manifest import Manifest, StageRecord, TeacherRecord
+from pipeline.record.proof import (
+    Answered,
+    Counts,
+    Engine,
+    Fidelity,
+    FloatProduct,
+    Gate,
+    Kernels,
+    LatencyRow,
+    ModelFile,
+    OnKinds,
+    OnnxRuntime,
+    Runtimes,
+    Times,
+    Verdict,
+)
 from pipeline.show.display import Display, result_rows
 from pipeline.show.report import write_junit, write_report
 
 
-def fidelity(n: int, agreement: float, **more: float) -> dict[str, Any]:
-    return {"n": n, "agreement": agreement, "agreement_interval": [0.5, 1.0], "kl": 0.0123, **more}
+def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: Any) -> Fidelity:
+    return Fidelity(n, agreement, (0.5, 1.0), kl, (0.0, None), None, 1.0, **more)
 
 
-def manifest(real: bool = True, engines: bool = True, passed: bool = True) -> dict[str, Any]:
-    model = {"bytes": 2_758_244, "peak_bytes": 90_123_456}
-    times = {"median_ms": 6.078, "p95_ms": 9.8}
-    kernels = {
-        "runtime": "ONNX Runtime 1.31", "linears": {"integer": 50, "all": 50}, "attention": {"integer": 0, "all": 24},
-        "as_floats": [{"name": "blocks.0.attn/MatMul", "reason": "the scheme leaves its inputs float"}] * 24,
-    }  # fmt: skip
-    engine = {
-        "path": "engine.tensorrt_rtx.sm89.plan", "backend": "tensorrt_rtx", "version": "1.7", "arch": "sm89",
-        "bytes": 6_495_316, "build_seconds": 1.37, "executed": False,
-        "build_command": "tensorrt_rtx --onnx=m.onnx", "kernels": {**kernels, "runtime": "tensorrt_rtx 1.7 sm89"},
-    }  # fmt: skip
-    gates = [
-        {"name": "synthetic_kl", "value": 0.01234, "limit": 0.5, "passed": True},
-        {"name": "real_agreement", "value": 0.998, "limit": 0.75 if passed else 1.1, "passed": passed},
-    ]
-    return {
-        "schema": 1,
-        "recipe": {"bits": "w4a8"},
-        "teacher": {"name": "deit_base", "sha256": "0" * 64, "num_classes": 10, "input_size": [3, 224, 224]},
-        "versions": {"python": "3.11", "tensorrt": None},
-        "stages": [
-            {
-                "name": "invert",
-                "digest": "d" * 64,
-                "seconds": 1.0,
-                "cached": False,
-                "outputs": [],
-                "metrics": {"warnings": ["2 of 4 images are of one colour."]},
-            }
-        ],
-        "validation": {
-            "passed": passed,
-            "gates": gates,
-            "synthetic": {**fidelity(406, 1.0), "kinds": {"mosaics": fidelity(6, 1.0), "leaves": fidelity(400, 1.0)}},
-            "float": {
-                "synthetic": {"kinds": {"mosaics": fidelity(6, 1.0, kl=0.0), "leaves": fidelity(400, 1.0, kl=0.0)}},
-                "real": fidelity(50_000, 1.0, kl=0.0, top1=0.8180) if real else None,
-            },
-            "real": fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
-            "runtimes": {
-                "onnxruntime": {
-                    "float": model,
-                    "quantized": {**model, "bytes": 812_956},
-                    "kernels": kernels,
-                    "latency": [{"batch": batch, "float": times, "quantized": times, "ratio": 1.0} for batch in (1, 8)],
-                },
-                "tensorrt": [engine] if engines else None,
-            },
-        },
-    }
+def on_kinds(kl: float = 0.0123) -> OnKinds:
+    kinds = {"mosaics": fidelity(6, 1.0, kl), "leaves": fidelity(400, 1.0, kl)}
+    return OnKinds(**vars(fidelity(406, 1.0, kl)), kinds=kinds)
 
 
-def printed(found: dict[str, Any], width: int = 80) -> str:
+def an_engine(kernels: Kernels, path: str) -> Engine:
+    return Engine(
+        path=path, backend="tensorrt_rtx", version="1.7", arch="sm89", compute_capability="8.9", inputs=(), outputs=(),
+        onnx_sha256="0" * 64, sha256="0" * 64, bytes=6_495_316, build_seconds=1.37,
+        kernels=dataclasses.replace(kernels, runtime="tensorrt_rtx 1.7 sm89"),
+        build_command="tensorrt_rtx --onnx=m.onnx", time_command="tensorrt_rtx --loadEngine=e.plan", timing_cache=None,
+        executed=False,
+    )  # fmt: skip
+
+
+def manifest(
+    real: bool = True,
+    engines: bool = True,
+    passed: bool = True,
+    path: str = "engine.tensorrt_rtx.sm89.plan",
+    name: str = "deit_base",
+) -> Manifest:
+    reason = "the scheme leaves its inputs float"
+    floats = (FloatProduct("blocks.0.attn/MatMul", False, False, "MatMul", False, reason),) * 24
+    kernels = Kernels("ONNX Runtime 1.31", "its graph", 1.0, {}, Counts(50, 50), Counts(0, 24), floats)
+    times = Times(6.078, 9.8)
+    runtime = OnnxRuntime(
+        "1.31", "cpu", True, ModelFile(2_758_244, 90_123_456), ModelFile(812_956, 90_123_456),
+        tuple(LatencyRow(batch, times, times, 1.0) for batch in (1, 8)), 1.0, kernels,
+    )  # fmt: skip
+    verdict = Verdict(
+        passed=passed,
+        gates=(
+            Gate("synthetic_kl", 0.01234, 0.5, True),
+            Gate("real_agreement", 0.998, 0.75 if passed else 1.1, passed),
+        ),
+        synthetic=on_kinds(),
+        real=fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
+        runtimes=Runtimes(runtime, (an_engine(kernels, path),) if engines else None),
+        float32=Answered(on_kinds(kl=0.0), fidelity(50_000, 1.0, kl=0.0, top1=0.8180) if real else None),
+        engine_graph=None,
+        onnx_against_torch=None,
+        layers=None,
+    )
+    warned = {"warnings": ["2 of 4 images are of one colour."]}
+    return Manifest(
+        recipe={"bits": "w4a8"},
+        teacher=TeacherRecord(name, "0" * 64, 10, (3, 224, 224)),
+        versions={"python": "3.11", "tensorrt": None},
+        stages=(StageRecord("invert", "d" * 64, 1.0, False, (), warned),),
+        validation=verdict,
+    )
+
+
+def printed(found: Manifest, width: int = 80) -> str:
     display, out = Display(quiet=True), io.StringIO()
     display.out = Console(file=out, width=width)
     display.results(found)
@@ -106,8 +126,7 @@ def test_rows_are_measures_and_columns_are_models() -> None:
 
 def test_gates_and_engines_are_lines_that_can_be_searched() -> None:
     """Each on one line however long a path is; an engine that did not run is never called validated."""
-    found = manifest(passed=False)
-    found["validation"]["runtimes"]["tensorrt"][0]["path"] = "engine." + "x" * 100 + "[/b].plan"
+    found = manifest(passed=False, path="engine." + "x" * 100 + "[/b].plan")
     lines = printed(found).splitlines()
     assert "gate synthetic_kl: 0.01234 (limit 0.5) passed" in lines
     assert "gate real_agreement: 0.998 (limit 1.1) FAILED" in lines
@@ -125,12 +144,16 @@ def test_progress_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_without_a_terminal_is_a_line_a_quarter(capfd: pytest.CaptureFixture[str]) -> None:
-    """In a log file there are four lines a stage, not one an iteration."""
-    with Display().steps("inversion", 400) as advance:
+    """In a log file there are four lines a thing, not one an iteration; what is not told stays what it was."""
+    with Display().progress() as progress:
         for done in range(401):
-            advance(done, "loss 1.000")
+            progress("inversion", done, 400, 1.0 if done < 250 else math.nan)
+        progress("basis", 1, 2, math.nan)
+        progress("basis", 2, 2, 0.5)
     assert capfd.readouterr().err.splitlines() == [
-        f"  inversion: {done}/400, loss 1.000" for done in (100, 200, 300, 400)
+        *(f"  inversion: {done}/400, loss 1.0000" for done in (100, 200, 300, 400)),
+        "  basis: 1/2",
+        "  basis: 2/2, rounding error 0.5000",
     ]
 
 
@@ -152,8 +175,7 @@ def test_report_says_what_the_manifest_says(real: bool, engines: bool, tmp_path:
 
 def test_report_escapes_names(tmp_path: Path) -> None:
     """A name from outside is text, never markup."""
-    found = manifest()
-    found["teacher"]["name"] = "<script>alert(1)</script>"
+    found = manifest(name="<script>alert(1)</script>")
     assert "<script" not in write_report(found, tmp_path).read_text()
 
 

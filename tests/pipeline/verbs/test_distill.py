@@ -74,7 +74,12 @@ def test_interrupted_it_ends_the_same(finished: Path, tmp_path: Path, monkeypatc
     assert run(f"{SHORT} {GENTLE} --out {out}") != 0
     assert (out / "progress.safetensors").is_file()
     learned: list[int] = []
-    monkeypatch.setattr(Distiller, "learn", lambda *given: learned.append(given[2]) or real(*given))
+
+    def learn(self: Distiller, images: SparseImages, number: int) -> float:
+        learned.append(number)
+        return real(self, images, number)
+
+    monkeypatch.setattr(Distiller, "learn", learn)
     assert run(f"{SHORT} {GENTLE} --out {out}") == 0
     assert learned == [2, 3]
     mine, theirs = (load_file(folder / "student.safetensors") for folder in (out, finished))

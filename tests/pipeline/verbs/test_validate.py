@@ -42,7 +42,7 @@ def folder(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scheme = QuantScheme.parse("w8a8")
     views = dense_views(dead_leaves(teacher.spec, 8, 0), teacher.patch_size)
     student = insert_quantizers(teacher.model, scheme)
-    calibrate(student, teacher.model, views, views, Calibration(method="max"), None)
+    calibrate(student, teacher.model, views, views, Calibration(method="max"))
     learn_steps(student)
     freeze(student, teacher, scheme).save(made / "quantized.safetensors")
     recipe = make_recipe({"teacher": "digits_vit", "export": {"uint8_input": True}}, verb="export")

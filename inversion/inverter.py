@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages, join
 from inversion.job import AUTO_BATCH, Inversion
 from inversion.loop import Loop
-from inversion.machine import choose_device, choose_precision, fitting_batch, require_memory, working_copy
+from inversion.machine import choose_precision, fitting_batch, require_memory, working_copy
+from inversion.progress import Progress, quiet
 from inversion.schedule import Stage, schedule
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
@@ -28,19 +30,44 @@ ATTEMPTS = 3
 PROGRESS = "progress.safetensors"
 PROGRESS_FORMAT = "patch-rebirth.progress/1"
 PROGRESS_TRAJECTORIES = 4
-OnStep = Callable[[int, float], None]
-"""Called with (iterations of the whole job that are done, mean classification loss, NaN where it is not read)."""
+WHAT = "inversion"
+"""Of which `inversion.progress` tells the iterations of the whole job, and the mean classification loss."""
 
 
 def invert(
-    teacher: Teacher, job: Inversion, folder: Path, on_step: OnStep | None = None, device: str = "auto"
-) -> list[Path]:
+    teacher: Teacher,
+    job: Inversion | None = None,
+    *,
+    folder: Path | str | None = None,
+    progress: Progress = quiet,
+) -> SparseImages:
+    """All images of `job`, by default PRI's 96 of 300 iterations, in memory; pixels are rounded to what float16 holds.
+
+    With a `folder`, shards are kept there too, and those that lie there already are not made again. `progress` is
+    called with ("inversion", iterations done, in all, mean loss). Raises `InputError` for what the teacher cannot give.
+
+        >>> from inversion import Inversion, invert, load_teacher
+        >>> images = invert(load_teacher("digits_vit"), Inversion(images=8, iterations=4, division_factor=4))
+        >>> len(images), images.patches.shape
+        (8, torch.Size([8, 16, 16]))
+        >>> images.mosaics().shape
+        torch.Size([2, 1, 32, 32])
+    """
+    job = job or Inversion()
+    if folder is not None:
+        return join([SparseImages.load(path) for path in invert_into(teacher, job, Path(folder), progress)])
+    inverter = Inverter(teacher, job)
+    images = join([inverter.shard(number, progress)[0] for number in range(len(inverter.job.shards()))])
+    return dataclasses.replace(images, patches=images.patches.half().float())
+
+
+def invert_into(teacher: Teacher, job: Inversion, folder: Path, progress: Progress = quiet) -> list[Path]:
     """Make every shard of `job` in `folder` that is not there yet; returns all paths in order.
 
     Shards are written in the background while the next is made. Beside the first, PRI leaves `progress.safetensors`:
     `canvas` [v, R, C, H, W], whole pictures of R trajectories at each detachment point, and `trajectory` [R].
     """
-    inverter = Inverter(teacher, job, device)  # refuses before the folder is made
+    inverter = Inverter(teacher, job)  # refuses before the folder is made
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(inverter.job.shards()))]
     with ThreadPoolExecutor(1) as writer:
@@ -48,24 +75,21 @@ def invert(
         for number, path in enumerate(paths):
             beside = number > 0 or job.method != "pri" or _whole_progress(path.with_name(PROGRESS))
             if not (beside and inverter.made(path, number)):
-                images, progress = inverter.shard(number, on_step)
+                images, pictures = inverter.shard(number, progress)
                 written.result()
-                written = writer.submit(_write, images, progress if number == 0 else None, path)
-            if on_step:
-                on_step((number + 1) * job.iterations, float("nan"))
+                written = writer.submit(_write, images, pictures if number == 0 else None, path)
+            progress(WHAT, (number + 1) * job.iterations, len(paths) * job.iterations, math.nan)
         written.result()
     return paths
 
 
-def invert_shard(
-    teacher: Teacher, job: Inversion, number: int, on_step: OnStep | None = None, device: str = "auto"
-) -> SparseImages:
+def invert_shard(teacher: Teacher, job: Inversion, number: int, progress: Progress = quiet) -> SparseImages:
     """One batch of trajectories, from noise to sparse images; depends on (teacher, job, number) alone.
 
     A loss that stops being finite is met by starting again from other noise; the shard's metadata then say which
     `attempt` it is. Raises `NumericalError` when all of them fail.
     """
-    return Inverter(teacher, job, device).shard(number, on_step)[0]
+    return Inverter(teacher, job).shard(number, progress)[0]
 
 
 def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
@@ -80,11 +104,11 @@ def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
     return stages
 
 
-def settle(teacher: Teacher, job: Inversion, device: str = "auto") -> Inversion:
-    """`job` with its batch as a number, if it was to be as many images as fit `device`."""
+def settle(teacher: Teacher, job: Inversion) -> Inversion:
+    """`job` with its batch as a number, if it was to be as many images as fit where the teacher is."""
     if job.batch != AUTO_BATCH:
         return job
-    return dataclasses.replace(job, batch=fitting_batch(teacher.model, job, choose_device(device)))
+    return dataclasses.replace(job, batch=fitting_batch(teacher.model, job, teacher.device))
 
 
 def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.dtype) -> dict[str, str]:
@@ -119,15 +143,14 @@ def shard_metadata(teacher: Teacher, job: Inversion, number: int, dtype: torch.d
 
 
 class Inverter:
-    """A teacher made ready for one job on one device."""
+    """A teacher made ready for one job, where the teacher is."""
 
-    def __init__(self, teacher: Teacher, job: Inversion, device: str = "auto") -> None:
+    def __init__(self, teacher: Teacher, job: Inversion) -> None:
         self.stages = plan(teacher, job)
-        chosen = choose_device(device)
-        self.teacher, self.job = teacher, settle(teacher, job, device)
-        require_memory(teacher.model, self.job, chosen)
-        self.dtype = choose_precision(job.precision, chosen)
-        self.model = working_copy(teacher.model, chosen, self.dtype)
+        self.teacher, self.job = teacher, settle(teacher, job)
+        require_memory(teacher.model, self.job, teacher.device)
+        self.dtype = choose_precision(job.precision, teacher.device)
+        self.model = working_copy(teacher.model, self.dtype)
         self.most_at_once: int | None = None
 
     def made(self, path: Path, number: int) -> bool:
@@ -142,13 +165,13 @@ class Inverter:
         wanted = shard_metadata(self.teacher, self.job, number, self.dtype)
         return all(found.get(key) == value for key, value in wanted.items() if key not in either)
 
-    def shard(self, number: int, on_step: OnStep | None = None) -> tuple[SparseImages, dict[str, Tensor]]:
+    def shard(self, number: int, progress: Progress = quiet) -> tuple[SparseImages, dict[str, Tensor]]:
         """The images of one shard, and the tensors of its progress. Out of memory, fewer pass the model at once."""
         attempt = 0
         while True:
             loop = self.loop(number, attempt)
             try:
-                return self._run(loop, number, attempt, on_step)
+                return self._run(loop, number, attempt, progress)
             except NumericalError as error:
                 attempt += 1
                 if attempt == ATTEMPTS:
@@ -167,29 +190,23 @@ class Inverter:
         generator = _generator(self.job.seed, f"shard, attempt {attempt}" if attempt else "shard", number)
         return Loop(self.teacher, self.model, self.job, labels, generator, self.most_at_once)
 
-    def _run(
-        self, loop: Loop, number: int, attempt: int, on_step: OnStep | None
-    ) -> tuple[SparseImages, dict[str, Tensor]]:
+    def _run(self, loop: Loop, number: int, attempt: int, progress: Progress) -> tuple[SparseImages, dict[str, Tensor]]:
         job, trajectories = self.job, self.job.shards()[number]
         metadata = shard_metadata(self.teacher, job, number, self.dtype)
         metadata |= {"attempt": str(attempt)} if attempt else {}
-        images, pictures = [], []
+        images: list[SparseImages] = []
+        pictures: list[Tensor] = []
         for number_of_stage, stage in enumerate(self.stages, start=1):
-            loop.run(stage.iterations, lambda: _report(loop, number, job, on_step))
+            loop.run(stage.iterations, lambda: _report(loop, number, job, progress))
             _require_finite(loop, number, job)
             pictures.append(loop.pictures()[:PROGRESS_TRAJECTORIES].to("cpu", torch.float16))
-            if number_of_stage == len(self.stages):
-                leaves = loop.remaining()
-            elif job.method == "pri":
-                leaves = loop.detach(stage.leave)
-            else:
-                loop.prune(stage.leave)
-                continue
-            of_pri = number_of_stage if job.method == "pri" else 1
-            images.append(_images(*leaves, loop.labels, of_pri, trajectories, metadata))
+            last = number_of_stage == len(self.stages)
+            leaves = loop.remaining() if last else loop.end_stage(stage.leave)
+            if leaves is not None:
+                images.append(_images(*leaves, loop.labels, len(images) + 1, trajectories, metadata))
         joined = join(images)
-        progress = {"canvas": torch.stack(pictures), "trajectory": images[0].trajectory[:PROGRESS_TRAJECTORIES]}
-        return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], progress
+        grown = {"canvas": torch.stack(pictures), "trajectory": images[0].trajectory[:PROGRESS_TRAJECTORIES]}
+        return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], grown
 
 
 def _whole_progress(path: Path) -> bool:
@@ -203,11 +220,11 @@ def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _write(images: SparseImages, progress: dict[str, Tensor] | None, path: Path) -> None:
-    """Save a shard, and before it, where `progress` is given, what goes beside it."""
-    if progress and images.metadata["method"] == "pri":
-        write_tensors(path.with_name(PROGRESS), progress, {**images.metadata, "format": PROGRESS_FORMAT})
-    elif progress:
+def _write(images: SparseImages, pictures: dict[str, Tensor] | None, path: Path) -> None:
+    """Save a shard, and before it, where `pictures` are given, what goes beside it."""
+    if pictures and images.metadata["method"] == "pri":
+        write_tensors(path.with_name(PROGRESS), pictures, {**images.metadata, "format": PROGRESS_FORMAT})
+    elif pictures:
         path.with_name(PROGRESS).unlink(missing_ok=True)
     images.save(path)
 
@@ -241,15 +258,15 @@ def _generator(seed: int, purpose: str, number: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _report(loop: Loop, number: int, job: Inversion, on_step: OnStep | None) -> None:
+def _report(loop: Loop, number: int, job: Inversion, progress: Progress) -> None:
     """Every 25 updates and at the end; the loss is read only where that does not make a device wait."""
     if loop.done % CHECK_EVERY and loop.done != job.iterations:
         return
     on_cpu = loop.device.type == "cpu"
     if on_cpu:
         _require_finite(loop, number, job)
-    if on_step:
-        on_step(number * job.iterations + loop.done, float(loop.loss) if on_cpu else float("nan"))
+    total = len(job.shards()) * job.iterations
+    progress(WHAT, number * job.iterations + loop.done, total, float(loop.loss) if on_cpu else math.nan)
 
 
 def _require_finite(loop: Loop, number: int, job: Inversion) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from calib.basis import Rotations, centre, fold, rotate
@@ -23,7 +21,7 @@ from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
 from calib.layers import quantized_layers
 from calib.qat import Outcome, train
-from calib.ranges import SEARCH_IMAGES, calibrate, insert_quantizers, some_ranges
+from calib.ranges import calibrate, insert_quantizers, some_ranges
 from calib.rotation import learn_rotations, rounding_error
 from calib.saliency import token_saliency
 from calib.scheme import QuantScheme, integer_range
@@ -34,14 +32,12 @@ from calib.weights import QuantizedWeights
 from inversion.images import SparseImages
 from inversion.leaves import dead_leaves
 from inversion.machine import choose_precision
+from inversion.plainvit import PlainViT
+from inversion.progress import Progress, quiet
 from inversion.teacher import Teacher
 
 CARRIED = "basis/"
 """Before the names of rotations in a checkpoint."""
-
-
-OnPhase = Callable[[str, int, int, float], None]
-"""Called with (phase: basis, ranges, saliency, rounding or training; steps done; of how many; KL or error now)."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +61,37 @@ class Quantized:
     tried: dict[str, Fidelity]
     training: Outcome
 
+    def save(self, path: Path | str) -> None:
+        """Write the weights to `path`, as `QuantizedWeights.load` reads them."""
+        self.weights.save(path)
+
+
+BASIS, CALIBRATION, ROUNDING, TRAINING = Basis(), Calibration(), Rounding(), Training()
+
 
 def quantize(
     teacher: Teacher,
     images: SparseImages,
-    scheme: QuantScheme,
-    basis: Basis,
-    calibration: Calibration,
-    rounding: Rounding,
-    training: Training,
-    on_phase: OnPhase | None = None,
+    scheme: QuantScheme | str,
+    basis: Basis = BASIS,
+    calibration: Calibration = CALIBRATION,
+    rounding: Rounding = ROUNDING,
+    training: Training = TRAINING,
+    progress: Progress = quiet,
     checkpoint: Path | None = None,
 ) -> Quantized:
     """Change the basis, set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
 
+    `scheme` may be written "w4a8". The defaults are those of effort quick: nothing is trained.
+
+        quantized = quantize(teacher, images, "w4a8")
+        quantized.save("quantized.safetensors")
+
+    `progress` is told of basis, ranges, saliency, rounding and training, with the error or KL where there is one.
     Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
     with the same bytes; whoever has published the result removes it.
     """
+    scheme = QuantScheme.parse(scheme) if isinstance(scheme, str) else scheme
     show, held_out = material(teacher, images, calibration)
     identity = _identity(teacher, images, scheme, basis, calibration, rounding, training)
     kept = Checkpoint(checkpoint, identity) if checkpoint else None
@@ -92,25 +102,24 @@ def quantize(
         some_ranges(student)  # training restores its own
         method, tried = notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
     else:
-        model, about, rotations = change_basis(teacher.model, scheme, basis, on_phase)
+        model, about, rotations = change_basis(teacher.model, scheme, basis, progress)
         student = quantizable(model, scheme, show(calibration.views))
-        method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, on_phase)
-        round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, on_phase)
+        method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, progress)
+        round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, progress)
     if kept:
         notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
         kept.carry({f"{CARRIED}{name}": value for name, value in rotations.tensors().items()}, notes)
-    on_update = _told(on_phase, "training", training.updates)
-    outcome = train(student, model, show(training.views), held_out, training, on_update, kept)
+    outcome = train(student, model, show(training.views), held_out, training, progress, kept)
     return Quantized(freeze(student, teacher, scheme), about, method, tried, outcome)
 
 
 def change_basis(
-    model: VisionTransformer,
+    model: PlainViT,
     scheme: QuantScheme,
     basis: Basis,
-    on_phase: OnPhase | None = None,
+    progress: Progress = quiet,
     known: Rotations | None = None,
-) -> tuple[VisionTransformer, Rebased, Rotations]:
+) -> tuple[PlainViT, Rebased, Rotations]:
     """A copy of `model` in the basis that `basis` asks for, what is to be said of it, and its rotations: those `known`
     from an earlier process, or found here."""
     bits = {name: scheme.layer(name).weight for name in quantized_layers(model)}
@@ -119,40 +128,28 @@ def change_basis(
         return model, Rebased(basis.method, (), before, before), Rotations()
     folded, left_out = fold(model)
     updates = basis.updates if basis.method == "learned" else 0
-    rotations = known or learn_rotations(folded, bits, updates, basis.seed, _told(on_phase, "basis", updates))
+    rotations = known or learn_rotations(folded, bits, updates, basis.seed, progress)
     rotated = rotate(folded, rotations)
     return rotated, Rebased(basis.method, left_out, before, rounding_error(rotated, bits)), rotations
 
 
-def quantizable(model: VisionTransformer, scheme: QuantScheme, views: Views) -> VisionTransformer:
+def quantizable(model: PlainViT, scheme: QuantScheme, views: Views) -> PlainViT:
     """A copy of `model` with quantizers; below 8 bits of activations, its norms' outputs are centred on `views`: of so
     few steps, none should be spent on a constant."""
     return insert_quantizers(centre(model, views) if scheme.activation_bits < 8 else model, scheme)
 
 
 def set_ranges(
-    student: VisionTransformer,
-    model: VisionTransformer,
+    student: PlainViT,
+    model: PlainViT,
     views: Views,
     held_out: Views,
     calibration: Calibration,
-    on_phase: OnPhase | None = None,
+    progress: Progress = quiet,
 ) -> tuple[str, dict[str, Fidelity]]:
     """The ranges of all activations of `student`, a quantized copy of `model`, weights being float meanwhile."""
-    total = len(views.first(SEARCH_IMAGES))
-    on_image = _told(on_phase, "ranges", total)
     with float_weights(student):
-        return calibrate(student, model, views, held_out, calibration, on_image)
-
-
-def _told(on_phase: OnPhase | None, phase: str, total: int) -> Callable[..., None] | None:
-    """`on_phase` for one phase, to be called with what is done and, where there is one, a figure."""
-
-    def tell(done: int, value: float = math.nan) -> None:
-        assert on_phase is not None
-        on_phase(phase, done, total, value)
-
-    return tell if on_phase else None
+        return calibrate(student, model, views, held_out, calibration, progress)
 
 
 def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *settings: Any) -> str:
@@ -185,13 +182,13 @@ def material(teacher: Teacher, images: SparseImages, calibration: Calibration) -
 
 
 def round_weights(
-    student: VisionTransformer,
-    model: VisionTransformer,
+    student: PlainViT,
+    model: PlainViT,
     scheme: QuantScheme,
     views: Views,
     rounding: Rounding,
     seed: int = 0,
-    on_phase: OnPhase | None = None,
+    progress: Progress = quiet,
 ) -> None:
     """GPTQ, where `rounding` asks for it, for each attention and MLP weight below 8 bits of `student`, a quantized copy
     of `model`; `seed` is that of the tokens' saliency."""
@@ -203,12 +200,12 @@ def round_weights(
     saliency = None
     if rounding.saliency and bits:
         outputs = {name: model.get_submodule(name) for name in bits}
-        saliency = token_saliency(model, views, outputs, seed, _told(on_phase, "saliency", len(views)))
-    round_model(student, views, scales, bits, rounding.damping, _told(on_phase, "rounding", len(bits)), saliency)
+        saliency = token_saliency(model, views, outputs, seed, progress)
+    round_model(student, views, scales, bits, rounding.damping, progress, saliency)
 
 
 @contextmanager
-def float_weights(student: VisionTransformer) -> Iterator[None]:
+def float_weights(student: PlainViT) -> Iterator[None]:
     """Weight quantizers pause, so that nothing but activations tells the ranges apart."""
     quantizers = [layer.weight_quantizer for layer in quantized_layers(student).values()]
     for quantizer in quantizers:

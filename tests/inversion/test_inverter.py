@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from inversion import loop as inversion_loop
 from inversion.errors import InputError, NumericalError
 from inversion.images import SparseImages
-from inversion.invert import PROGRESS, Inverter, invert, invert_shard, shard_metadata
+from inversion.inverter import PROGRESS, Inverter, invert_into, invert_shard, shard_metadata
 from inversion.job import Inversion
 from inversion.sparse import importance, patchify, sparse_forward, take, unpatchify
 from inversion.teacher import InputSpec, Teacher
@@ -155,7 +156,7 @@ def test_detached_patches_stop_moving() -> None:
     assert len(states_of_all) == 12
     for row in range(len(images)):
         kept, stage = images.kept[row].long(), int(images.stage[row])
-        states = [state[images.trajectory[row].item(), kept] for state in states_of_all]
+        states = [state[int(images.trajectory[row]), kept] for state in states_of_all]
         point = stage * 3  # iterations before this image left
         assert all(torch.equal(state, images.patches[row]) for state in states[point:])
         assert all(not torch.equal(one, other) for one, other in pairwise(states[:point]))
@@ -201,7 +202,7 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
     job = Inversion(images=3 * v, batch=3 * v, iterations=6, division_factor=v, tv_weight=0.03, precision="float32")
     images, states = record(monkeypatch, teacher, job)
     labels, final = images.labels[::v].long(), images.kept[images.stage == v].long()
-    pixels, first, second = states[0].clone(), 0, 0
+    pixels, first, second = states[0].clone(), torch.zeros(()), torch.zeros(())
     for done in range(1, 7):
         kept = torch.arange(16).expand(3, -1) if done <= 6 // v else final
         pixels.requires_grad_()
@@ -221,7 +222,9 @@ def test_updates_are_eq_1_with_adam(teacher: Teacher, monkeypatch: pytest.Monkey
 def test_same_seed_gives_the_same_bytes(teacher: Teacher, tmp_path: Path) -> None:
     """Two runs write equal files; another seed writes others."""
     jobs = {"a": QUICK, "b": QUICK, "c": replace(QUICK, seed=1)}
-    files = {name: [path.read_bytes() for path in invert(teacher, job, tmp_path / name)] for name, job in jobs.items()}
+    files = {
+        name: [path.read_bytes() for path in invert_into(teacher, job, tmp_path / name)] for name, job in jobs.items()
+    }
     assert files["a"] == files["b"]
     assert all(one != other for one, other in zip(files["a"], files["c"], strict=True))
     assert len(set(files["a"])) == 3
@@ -239,7 +242,7 @@ def test_noise_differs_between_trajectories_shards_and_seeds(teacher: Teacher) -
 
 def test_a_shard_depends_only_on_its_number(teacher: Teacher, tmp_path: Path) -> None:
     """Shard 1 made alone equals shard 1 of a whole run, whatever the caller's own random state."""
-    paths = invert(teacher, QUICK, tmp_path / "all")
+    paths = invert_into(teacher, QUICK, tmp_path / "all")
     torch.manual_seed(99)
     invert_shard(teacher, QUICK, 1).save(tmp_path / "alone")
     assert [path.name for path in paths] == [f"shard-{number:05d}.safetensors" for number in range(3)]
@@ -273,27 +276,27 @@ def test_every_class_comes_before_any_repeats(teacher: Teacher) -> None:
 
 def test_shards_that_exist_are_not_made_again(teacher: Teacher, tmp_path: Path) -> None:
     """A second run of the same job touches no file, and an interrupted one makes only what is missing."""
-    paths = invert(teacher, QUICK, tmp_path)
+    paths = invert_into(teacher, QUICK, tmp_path)
     whole = [path.read_bytes() for path in paths]
     for path in paths:
         os.utime(path, ns=(0, 0))
     paths[1].unlink()
-    assert invert(teacher, QUICK, tmp_path) == paths
+    assert invert_into(teacher, QUICK, tmp_path) == paths
     assert [path.stat().st_mtime_ns == 0 for path in paths] == [True, False, True]
     assert [path.read_bytes() for path in paths] == whole
 
 
 def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
     """A shard that is cut off, or was made by another recipe or teacher, is replaced."""
-    want = [path.read_bytes() for path in invert(teacher, QUICK, tmp_path / "want")]
+    want = [path.read_bytes() for path in invert_into(teacher, QUICK, tmp_path / "want")]
     folder = tmp_path / "mixed"
-    paths = invert(teacher, replace(QUICK, tv_weight=1.0), folder)
+    paths = invert_into(teacher, replace(QUICK, tv_weight=1.0), folder)
     other = replace(
         invert_shard(teacher, QUICK, 1), metadata=shard_metadata(replace(teacher, sha256="1"), QUICK, 1, torch.float32)
     )
     other.save(paths[1])
     paths[2].write_bytes(want[2][:-1])
-    assert [path.read_bytes() for path in invert(teacher, QUICK, folder)] == want
+    assert [path.read_bytes() for path in invert_into(teacher, QUICK, folder)] == want
 
 
 @pytest.mark.parametrize(
@@ -318,7 +321,7 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
         {"prior_weight": 0.1, "prior": "resnet18"},
     ],
 )
-def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, object]) -> None:
+def test_metadata_tells_recipes_apart(teacher: Teacher, change: dict[str, Any]) -> None:
     """Whatever changes a shard's bytes changes its metadata."""
     float32 = torch.float32
     assert shard_metadata(teacher, replace(QUICK, **change), 0, float32) != shard_metadata(teacher, QUICK, 0, float32)
@@ -343,7 +346,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         NumericalError,
         match=r"^3 times, each from other noise, the loss of shard 0 is not finite at iteration 1: lower the learning",
     ):
-        invert(teacher, QUICK, tmp_path)
+        invert_into(teacher, QUICK, tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(NumericalError, match=r"shard 2 is not finite at iteration 1: "):
         invert_shard(teacher, replace(QUICK, iterations=60), 2)
@@ -372,11 +375,11 @@ def test_a_shard_is_tried_again_from_other_noise(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"half")])
 def test_lost_progress_comes_back(teacher: Teacher, tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """The pictures beside the first shard are made again with the same bytes, and so is only that shard."""
-    paths = invert(teacher, QUICK, tmp_path)
+    paths = invert_into(teacher, QUICK, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     times = [path.stat().st_mtime_ns for path in paths[1:]]
     damage(tmp_path / PROGRESS)
-    invert(teacher, QUICK, tmp_path)
+    invert_into(teacher, QUICK, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert [path.stat().st_mtime_ns for path in paths[1:]] == times
 
@@ -384,26 +387,26 @@ def test_lost_progress_comes_back(teacher: Teacher, tmp_path: Path, damage: Call
 def test_progress_counts_the_whole_job(teacher: Teacher, tmp_path: Path) -> None:
     """Iterations done rise to shards x T, and the loss is a number wherever something was computed."""
     calls: list[tuple[int, float]] = []
-    invert(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    invert_into(teacher, QUICK, tmp_path, lambda _, done, __, loss: calls.append((done, loss)))
     done = [count for count, _ in calls]
     assert done == sorted(done)
     assert done[-1] == 3 * 4
     assert sum(math.isfinite(loss) for _, loss in calls) == 3
     calls.clear()
-    invert(teacher, QUICK, tmp_path, lambda done, loss: calls.append((done, loss)))
+    invert_into(teacher, QUICK, tmp_path, lambda _, done, __, loss: calls.append((done, loss)))
     assert [count for count, _ in calls] == [4, 8, 12]
 
 
 def test_written_shards_hold_what_was_inverted(teacher: Teacher, tmp_path: Path) -> None:
     """A file's pixels are the inverted ones in float16, still within the valid range."""
-    (path, *_) = invert(teacher, QUICK, tmp_path)
+    (path, *_) = invert_into(teacher, QUICK, tmp_path)
     found, inverted = SparseImages.load(path), invert_shard(teacher, QUICK, 0)
     assert torch.equal(found.patches, inverted.patches.half().float())
     assert torch.equal(found.kept, inverted.kept)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_is_recorded(teacher: Teacher, precision: str) -> None:
+def test_precision_is_recorded(teacher: Teacher, precision: Any) -> None:
     """A shard names the number format of its matrix products, and its pixels stay float32 until they are stored."""
     images = invert_shard(teacher, replace(QUICK, precision=precision), 0)
     assert images.metadata["dtype"] == precision
@@ -414,17 +417,17 @@ def test_precision_is_recorded(teacher: Teacher, precision: str) -> None:
 
 def test_shards_of_another_machine_count(teacher: Teacher, tmp_path: Path) -> None:
     """With automatic precision, a run goes on from shards of either; where one is asked for, only with those."""
-    paths = invert(teacher, replace(QUICK, precision="bfloat16"), tmp_path)
+    paths = invert_into(teacher, replace(QUICK, precision="bfloat16"), tmp_path)
     foreign = [path.read_bytes() for path in paths]
-    invert(teacher, QUICK, tmp_path)
+    invert_into(teacher, QUICK, tmp_path)
     assert [path.read_bytes() for path in paths] == foreign
-    invert(teacher, replace(QUICK, precision="float32"), tmp_path)
+    invert_into(teacher, replace(QUICK, precision="float32"), tmp_path)
     assert all(path.read_bytes() != old for path, old in zip(paths, foreign, strict=True))
 
 
 def test_progress_shows_every_detachment(teacher: Teacher, tmp_path: Path) -> None:
     """Whole pictures at each detachment point: what leaves there is in them, and what left earlier no longer moves."""
-    (path, *_) = invert(teacher, Inversion(images=12, batch=12, iterations=8), tmp_path)
+    (path, *_) = invert_into(teacher, Inversion(images=12, batch=12, iterations=8), tmp_path)
     images = SparseImages.load(path)
     tensors, metadata = read_tensors(tmp_path / PROGRESS, "patch-rebirth.progress/1", "")
     assert tensors["canvas"].shape == (4, 3, 1, 32, 32)
@@ -458,7 +461,7 @@ def test_out_of_memory_only_slows_down(teacher: Teacher, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("selection", "first"), [("top", range(4)), ("low", None), ("random", None)])
-def test_selection_decides_what_leaves(teacher: Teacher, selection: str, first: range | None) -> None:
+def test_selection_decides_what_leaves(teacher: Teacher, selection: Any, first: range | None) -> None:
     """`top` detaches the picture's first rows; every strategy tiles the grid, and no two agree."""
     job = replace(METHODS["pri"], selection=selection)
     images, attentive = invert_shard(teacher, job, 0), made("pri")
@@ -489,5 +492,5 @@ def test_classes_may_be_chosen(teacher: Teacher) -> None:
 def test_labels_out_of_range_are_refused(teacher: Teacher, label: int, tmp_path: Path) -> None:
     """A class that the teacher does not have stops before anything is made."""
     with pytest.raises(InputError, match=rf"^class {label} is not one of 'tiny': take 0 to 4\.$"):
-        invert(teacher, replace(QUICK, classes=(0, label)), tmp_path / "new")
+        invert_into(teacher, replace(QUICK, classes=(0, label)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
