@@ -1,4 +1,4 @@
-# Two commands on a machine with Python >= 3.11, git and make: `make demo` and `make test`.
+# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`.
 PYTHON ?= python3
 VENV := .venv
 PIPELINE := $(VENV)/bin/pipeline
@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -30,8 +30,14 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The site, into site/: a dead link or a page without a place in the menu fails.
+# The variable silences what mkdocs-material says of its own future.
+docs: install
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 test: lint
 	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs site build dist *.egg-info

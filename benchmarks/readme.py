@@ -1,14 +1,16 @@
-"""Copy the tables of README.md and docs/reproduction.md from the newest records.
+"""Copy the tables of README.md and docs/ from the newest records.
 
     python benchmarks/readme.py
 
-Between `<!-- record: NAME -->` and `<!-- end -->` stands what the newest `*_NAME.json` says.
+Between `<!-- record: NAME -->` and `<!-- end -->` stands what the newest `*_NAME.json` says; between `<!-- cost -->`
+and `<!-- end -->` what a run takes, from those of `COSTS`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,16 @@ from pipeline.record.proof import Counts, Engine, Verdict
 
 RECORDS = Path(__file__).parent / "records"
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "reproduction.md")
-MARKED = re.compile(r"<!-- record: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "limits.md", "reproduction.md")))
+WIDTH = 120
+MARKED = re.compile(r"<!-- (record: (\w+)|cost) -->\n.*?<!-- end -->", re.DOTALL)
+COSTS = {
+    "demo": "`digits_vit`, all stages",
+    "deit_tiny_w4a8_quick": "DeiT-Tiny, all stages",
+    "quantize_time_deit_small_w4a8": "DeiT-Small, `quantize` alone",
+    "quantize_time_deit_base_w4a8": "DeiT-Base, `quantize` alone",
+}
+"""Records of w4a8 by `--effort quick`, and what each of them timed."""
 
 
 def main() -> None:
@@ -28,19 +38,48 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """`text` with every marked table made again from its record."""
-    return MARKED.sub(lambda match: f"<!-- record: {match[1]} -->\n{_table(match[1])}\n<!-- end -->", text)
+
+    def fill(match: re.Match[str]) -> str:
+        table = _table(match[2]) if match[2] else _costs()
+        return f"<!-- {match[1]} -->\n{table}\n<!-- end -->"
+
+    return MARKED.sub(fill, text)
+
+
+def _newest(name: str) -> Path:
+    return max(RECORDS.glob(f"????-??-??_{name}.json"))
 
 
 def _table(name: str) -> str:
-    path = max(RECORDS.glob(f"????-??-??_{name}.json"))
+    path = _newest(name)
     record = json.loads(path.read_text())
     if "markdown" in record:
         return f"{record['markdown']}\n\nRecord: `benchmarks/records/{path.name}`."
     kind = _students if "runs" in record else _speed if "rows" in record else _run
-    lines, about = kind(record)
-    return "\n".join(
-        ["| " + " | ".join(row) + " |" for row in lines] + ["", f"{about} Record: `benchmarks/records/{path.name}`."]
-    )
+    rows, about = kind(record)
+    return f"{_rows(rows)}\n\n{_lines(f'{about} Record: `benchmarks/records/{path.name}`.')}"
+
+
+def _rows(rows: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _lines(text: str) -> str:
+    """`text` in lines of a page's width."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _costs() -> str:
+    """Minutes and memory of w4a8, a teacher a row."""
+    rows: list[tuple[str, ...]] = [("w4a8, `--effort quick`", "minutes", "peak memory"), ("---", "---:", "---:")]
+    records = {name: json.loads(_newest(name).read_text()) for name in COSTS}
+    for name, record in records.items():
+        seconds, peak = record["seconds"], record.get("peak_bytes")
+        minutes = (sum(seconds.values()) if isinstance(seconds, dict) else seconds) / 60
+        rows.append((COSTS[name], f"{minutes:.1f}", f"{peak / 1e9:.1f} GB" if peak else "not measured"))
+    (machine,) = {record["machine"] for record in records.values()}
+    named = ", ".join(f"`{name}`" for name in COSTS)
+    return f"{_rows(rows)}\n\n{_lines(f'{machine}. Records: {named}.')}"
 
 
 def _speed(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
