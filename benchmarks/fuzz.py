@@ -33,6 +33,8 @@ from PIL import Image
 from recording import write_record
 from safetensors.torch import save_file
 
+import pipeline.show.doctor  # before load_teacher is replaced: whoever imports it later would keep the other
+import pipeline.show.gallery  # noqa: F401
 from calib.freeze import freeze
 from calib.layers import quantized_layers
 from calib.lsq import learn_steps

@@ -71,7 +71,7 @@ def keys(kind: type) -> list[str]:
 def refusal(error: ValidationError, kind: type, section: str = "") -> InputError:
     """The first thing that is wrong, as one sentence with the key, the value and what may stand there."""
     first = error.errors()[0]
-    place, value, why = first["loc"], first["input"], first["type"]
+    place, value, why = _by_name(kind, first["loc"]), first["input"], first["type"]
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, InputError):
         return raised
@@ -92,6 +92,13 @@ def refusal(error: ValidationError, kind: type, section: str = "") -> InputError
     if metadata.get("allow_inf_nan") is False and len(bounds) < 2:
         bounds.append("finite")
     return InputError(f"{key} must be {' and '.join(bounds) or first['msg']}, not {value!r}.")
+
+
+def _by_name(kind: type, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """`place`, where a value that was given by its position stands by its name."""
+    if place and isinstance(place[0], int):
+        return keys(kind)[place[0]], *place[1:]
+    return place
 
 
 def values_of(kind: type, key: str) -> str:

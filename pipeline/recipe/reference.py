@@ -50,7 +50,8 @@ def _presets() -> str:
 
 
 def _about(kind: type) -> str:
-    return f"{inspect.getdoc(kind)}\n"
+    """What its docstring says, without the examples."""
+    return f"{(inspect.getdoc(kind) or '').partition('>>>')[0].strip()}\n"
 
 
 def _table(kind: type, default: Any, names: list[str]) -> str:

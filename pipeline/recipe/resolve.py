@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
@@ -77,8 +77,15 @@ def make_recipe(
 
 
 def read_back(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that `Recipe.to_dict` gave, as a manifest keeps it."""
-    return Recipe(**{key: value for key, value in values.items() if value is not None})
+    """The recipe that `Recipe.to_dict` gave, as a manifest keeps it. Keys that an earlier version had and this one has
+    no more decide nothing: they are left out."""
+    hints = get_type_hints(Recipe)
+    told = {key: value for key, value in values.items() if value is not None and key in KEYS}
+    for section in SECTIONS:
+        if isinstance(told.get(section), dict):
+            known = {field.name for field in fields(hints[section])}
+            told[section] = {key: value for key, value in told[section].items() if key in known}
+    return Recipe(**told)
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:

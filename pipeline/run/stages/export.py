@@ -40,6 +40,7 @@ class Export(Stage):
         quantized, folder, uint8_input = job.places.quantized, job.places.folder, job.recipe.export.uint8_input
         weights, spec = QuantizedWeights.load(quantized), job.teacher.spec
         require_same_teacher(job.teacher, weights.teacher_sha256, quantized)
+        folder.mkdir(parents=True, exist_ok=True)
         preprocess = preprocess_steps(spec, uint8_input)
         about = {
             "teacher": weights.teacher,

@@ -47,6 +47,7 @@ class Quantize(Stage):
         recipe, places = job.recipe, job.places
         images = load_images(places.images)
         require_images_of(job.teacher, images, places.images)
+        places.quantized.parent.mkdir(parents=True, exist_ok=True)
         with job.display.progress() as progress:
             quantized = quantize(
                 job.teacher, images, recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding,

@@ -470,7 +470,7 @@ def test_stages_by_themselves_work_together(
     [
         ('scheme.layers={"blocks.9.*"="w8a8"}', 2, "no layer is called 'blocks.9.*'"),
         ("scheme.attention=int4", 2, "attention 'int4' is not understood"),
-        ("rounding.method=adaround", 2, "unknown rounding method 'adaround'"),
+        ("rounding.method=adaround", 2, "unknown rounding.method 'adaround'"),
     ],
 )
 def test_a_scheme_that_cannot_be_is_refused_before_any_work(

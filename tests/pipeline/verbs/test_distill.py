@@ -107,7 +107,7 @@ def test_kept_images_teach_again(tmp_path: Path) -> None:
         ("--student resnet50", "resnet50"),
         ("--student teacher --student-size 64", "the student 'teacher' is the teacher itself"),
         ("--images nowhere", "holds no shard"),
-        ("--set training.updates=3", "override of 'training' does not belong here"),
+        ("--set training.updates=3", "`pipeline distill` does not read 'training'"),
         ("--set distillation.momentum=2", "momentum must be at least 0 and below 1"),
         ("--method smi --iterations 200", "end before SMI's last pruning"),
         ("--class-map x.txt", "needs pictures: add --val-data"),

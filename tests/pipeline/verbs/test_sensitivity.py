@@ -45,7 +45,7 @@ def test_json_plot_and_recipe(images: Path, tmp_path: Path, capfd: pytest.Captur
         ("--images /nowhere", "'/nowhere'"),
         ("--std 0", "std 0 is not above 0"),
         ("--mean 0.5,0.5,0.5", "takes 1 channels and has 3 numbers of mean"),
-        ("--interpolation nearest", "interpolation 'nearest' is not one of"),
+        ("--interpolation nearest", "unknown input.interpolation 'nearest': take one of"),
         ("--checkpoint-key ema", "'ema'"),
     ],
 )

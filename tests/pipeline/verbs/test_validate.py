@@ -117,7 +117,7 @@ def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
         ("{folder}/preprocess.json --teacher digits_vit", "is not an ONNX file"),
         ("{folder}/no.onnx --teacher digits_vit", "does not exist: give a run folder, or a model.onnx"),
         ("{folder}/model.onnx --teacher digits_vit --val-data {folder}/no", "does not exist"),
-        ("{folder}/model.onnx --teacher digits_vit --set validation.provider=tpu", "unknown provider 'tpu'"),
+        ("{folder}/model.onnx --teacher digits_vit --set validation.provider=tpu", "unknown validation.provider 'tpu'"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(
