@@ -1,23 +1,20 @@
-"""What inversion costs: Theorem 1 of the paper, FLOPs of an iteration by formula, and the same counted by torch.
+"""What inversion costs: Theorem 1 of the paper, and FLOPs of an iteration by formula, which tests hold to torch's
+own counter.
 
 A FLOP is an addition or a multiplication, so a multiply-add is two. Theorem 1 counts multiply-adds of a forward pass.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from inversion.errors import InputError
 from inversion.plainvit import Module, PlainViT, heads_of
 from inversion.schedule import Stage
-from inversion.sparse import classify_lean, embed_linear, sparse_forward
 
 
 @dataclass(frozen=True)
@@ -226,41 +223,6 @@ def paper_iteration_flops(model: Geometry, stages: Sequence[Stage], batch: int =
         products = forward_products(model, stage.active, batch)
         total += stage.iterations * 3 * (products.linear + products.attention)
     return total / _iterations(stages) + forward_products(model, model.patches, batch).projection
-
-
-def count_flops(model: PlainViT, active: int, batch: int = 1, *, lean: bool = False) -> Flops:
-    """`iteration_flops` counted by torch: its `FlopCounterMode` around `sparse_forward` and the gradient of the pixels.
-
-    It runs on a copy without numbers (device `meta`), so that any size takes about a second, and with attention
-    unfused: of a fused kernel, torch 2.14 counts nothing at all on a CPU, and on CUDA a backward pass of 2.5 times the
-    forward one (flash attention computes the scores again), where the mathematics takes 2.
-    """
-    _require_active(Geometry.of(model), active, batch)
-    ghost = _without_numbers(model)
-    patches = torch.empty(batch, active, model.patch_embed.proj.weight[0].numel(), device="meta", requires_grad=True)
-    kept = torch.empty(batch, active, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as forward:
-        logits = _lean_forward(ghost, patches, kept) if lean else sparse_forward(ghost, patches, kept)
-    with FlopCounterMode(display=False) as backward:
-        torch.autograd.grad(logits.sum(), patches)
-    return Flops(forward.get_total_flops(), backward.get_total_flops())
-
-
-def _lean_forward(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
-    return classify_lean(model, embed_linear(model, patches, kept))
-
-
-def _without_numbers(model: PlainViT) -> PlainViT:
-    """A frozen float32 copy on device `meta`, attention unfused, made without copying any weight."""
-    ghosts: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        ghosts[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta").float(), requires_grad=False)
-    for buffer in model.buffers():
-        ghosts[id(buffer)] = buffer.to("meta")
-    copied = copy.deepcopy(model, ghosts)
-    for block in copied.blocks:
-        block.attn.fused_attn = False
-    return copied
 
 
 def _linear_weights(modules: Iterable[Module]) -> int:

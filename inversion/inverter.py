@@ -22,7 +22,7 @@ from inversion.progress import Progress, quiet
 from inversion.schedule import Stage, schedule
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
-from inversion.terms import BatchNormPrior
+from inversion.terms import chosen_prior
 
 CHECK_EVERY = 25
 ATTEMPTS = 3
@@ -99,8 +99,7 @@ def plan(teacher: Teacher, job: Inversion) -> list[Stage]:
         if not 0 <= label < teacher.spec.num_classes:
             raise InputError(f"class {label} is not one of {teacher.name!r}: take 0 to {teacher.spec.num_classes - 1}.")
     stages = schedule(job, teacher.num_patches)
-    if job.prior:
-        BatchNormPrior(teacher, job.prior, job.prior_checkpoint, job.prior_weight)
+    chosen_prior(teacher, job)
     return stages
 
 

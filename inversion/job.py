@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from inversion.checked import Amount, Count, Decay, Positive, Seed, Share, Whole, checked
+from inversion.checked import Amount, Count, Decay, Positive, Seed, Whole, checked
 from inversion.errors import InputError
 
 Method = Literal["dmi", "smi", "pri"]
@@ -32,17 +30,11 @@ class Inversion:
     - `prune_at`   SMI's four pruning iterations; they end before T does
     - `tv_norm`    `image`: each image has its own TV norm, so its optimisation does not depend on the batch;
       `batch`: one norm over the batch, as in SMI's code
-    - `removed`    what active patches see in place of those that left: `held`, their last pixels, or `zero`, grey
     - `classes`    target classes, each as often as the others; empty: all that the teacher knows
     - `precision`  of the teacher's matrix products; `auto` is bfloat16 where the hardware multiplies it natively
 
-    Optional terms, each off by default (`inversion.terms`):
-
-    - `label_confidence`   below 1: targets are soft, the class's probability drawn from [label_confidence, 1]
-    - `low_pass`           above 0: every `low_pass_every` updates, frequencies above this share of Nyquist go
-    - `attention_entropy`  weight that rewards the entropy of the attention which scores patches
-    - `prior`              a timm CNN whose batch norms' statistics pictures are drawn to (appendix G), with weights
-      from `prior_checkpoint` or timm's pretrained ones, by `prior_weight`
+    - `prior`      a timm CNN whose batch norms' statistics pictures are drawn to (appendix G), with weights from
+      `prior_checkpoint` or timm's pretrained ones, by `prior_weight`; empty: none
     """
 
     method: Method = "pri"
@@ -57,12 +49,7 @@ class Inversion:
     tv_weight: Amount = 1e-2
     tv_norm: Literal["image", "batch"] = "image"
     selection: Selection = "attention"
-    removed: Literal["held", "zero"] = "held"
     precision: Precision = "auto"
-    label_confidence: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
-    low_pass: Share = 0.0
-    low_pass_every: Count = 50
-    attention_entropy: Amount = 0.0
     prior: str = ""
     prior_checkpoint: str = ""
     prior_weight: Amount = 0.01

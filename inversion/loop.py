@@ -19,7 +19,7 @@ from inversion.job import Inversion
 from inversion.plainvit import PlainViT
 from inversion.sparse import classify_lean, embed_linear, importance
 from inversion.teacher import Teacher
-from inversion.terms import Terms, low_pass, soft_targets
+from inversion.terms import chosen_prior
 from inversion.variation import variation
 
 CPU_TOKENS = 2048
@@ -31,8 +31,8 @@ class Loop:
     """`pixels` [B, C, A*P*P] of the active patches at `kept` [B, A], and Adam's state of just these.
 
     `canvas` [B, C, H*W] is the whole picture. Active patches are written back to it after each update; patches that
-    left stay in it as they were (or grey, see `Inversion.removed`), since the active ones see slices of their
-    neighbours after a shift. `first_bad` [] is the first update whose loss was not finite, -1 while there is none.
+    left stay in it as they were, since the active ones see slices of their neighbours after a shift. `first_bad` [] is
+    the first update whose loss was not finite, -1 while there is none.
 
     No step waits for the device, so that on CUDA a whole stage is one graph, replayed.
     """
@@ -54,8 +54,8 @@ class Loop:
         noise = torch.randn(batch, spec.channels, *spec.size, generator=generator)
         self.canvas = noise.to(self.device).flatten(2).clamp(self.low, self.high)
         self.offsets = draw_offsets(job.iterations, spec.size, generator).to(self.device)
-        self.targets = soft_targets(labels, spec.num_classes, job.label_confidence, generator).to(self.device)
-        self.terms = Terms(teacher, model, job)
+        self.targets = labels.to(self.device)
+        self.prior = chosen_prior(teacher, job)
         self.generator = generator
         self.chunk = most_at_once or batch
         self.done = 0
@@ -72,8 +72,6 @@ class Loop:
                 update = self._captured()
             update()
             self.done += 1
-            if self.job.low_pass and self.done % self.job.low_pass_every == 0:
-                self._smooth()
             after()
 
     def step(self) -> None:
@@ -120,12 +118,12 @@ class Loop:
         return self._patches(self.pixels), self.kept
 
     def pictures(self) -> Tensor:
-        """All pixels as they stand, [B, C, H, W]; those of patches that left as they were then (or grey)."""
+        """All pixels as they stand, [B, C, H, W]; those of patches that left as they were then."""
         return self.canvas.unflatten(2, self.spec.size)
 
     def _batch_gradient(self, offset: Tensor) -> Tensor | None:
         """Gradient [B, C, H*W] of what belongs to the batch as a whole, None where nothing does."""
-        gradient = self.terms.image_gradient(self.canvas, offset)
+        gradient = self.prior.gradient(self.canvas, offset) if self.prior else None
         if self.job.tv_norm == "batch":
             of_variation = variation(self.pictures(), "batch")[1].flatten(2).mul_(self.job.tv_weight)
             gradient = of_variation if gradient is None else gradient + of_variation
@@ -137,22 +135,15 @@ class Loop:
         moved = shift_positions(kept, offset, *self.geometry)
         source = self._each_channel(shifted_pixels(moved, offset, *self.geometry))
         patches = self._patches(canvas.gather(2, source)).to(self.dtype).requires_grad_()
-        with self.terms.watching() as watched:
-            logits = classify_lean(self.model, embed_linear(self.model, patches, moved)).float()
+        logits = classify_lean(self.model, embed_linear(self.model, patches, moved)).float()
         loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
-        (found,) = torch.autograd.grad(loss + self.terms.of_attention(watched), patches)
+        (found,) = torch.autograd.grad(loss, patches)
         strip = found.unflatten(2, (self.spec.channels, -1)).transpose(1, 2).flatten(2).float()
         gradient = torch.zeros_like(canvas).scatter_(2, source, strip)
         if self.job.tv_norm == "image":
             of_variation = variation(canvas.unflatten(2, self.spec.size), "image")[1]
             gradient.add_(of_variation.flatten(2), alpha=self.job.tv_weight)
         return loss.detach(), gradient
-
-    def _smooth(self) -> None:
-        """Take high frequencies out of the active patches."""
-        picture = low_pass(self.pictures(), self.job.low_pass).flatten(2)
-        self.pixels.copy_(picture.gather(2, self.own).clamp_(self.low, self.high))
-        self.canvas.scatter_(2, self.own, self.pixels)
 
     def _order(self) -> Tensor:
         """Indices [B, A] into the active patches in the order of selection."""
@@ -169,8 +160,6 @@ class Loop:
         gone = self.kept.gather(1, leaving)
         where = self._each_channel(pixels_of(gone, *self.geometry))
         patches = self._patches(self.canvas.gather(2, where))
-        if self.job.removed == "zero":
-            self.canvas.scatter_(2, where, 0.0)
         adam = self.optimizer.state[self.pixels]
         place = self._each_channel(self._within(staying))
         moments = {key: adam[key].gather(2, place) for key in ("exp_avg", "exp_avg_sq")}

@@ -109,7 +109,10 @@ def _tokens_read(model: PlainViT) -> int:
 
 @torch.no_grad()
 def importance(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
-    """Attention that each patch gets in the last layer, mean over heads: [B, K] (section 3 of the paper)."""
+    """Attention that each patch gets in the last layer, mean over heads and queries: [B, K] (section 3 of the paper).
+
+    The queries are the prefix tokens that the classifier reads; for average pooling, all patches.
+    """
     x = embed(model, patches, kept)
     for block in model.blocks[:-1]:
         x = block(x)
@@ -117,16 +120,7 @@ def importance(model: PlainViT, patches: Tensor, kept: Tensor) -> Tensor:
     batch, tokens, _ = x.shape
     qkv = attention.qkv(model.blocks[-1].norm1(x)).reshape(batch, tokens, 3, attention.num_heads, attention.head_dim)
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, tokens, head_dim]
-    return patch_attention(model, attention.q_norm(query), attention.k_norm(key))
-
-
-def patch_attention(model: PlainViT, query: Tensor, key: Tensor) -> Tensor:
-    """Attention that each patch gets, mean over heads and queries: [B, K], of the last layer's normed `query` and
-    `key` [B, heads, prefix + K, head_dim].
-
-    The queries are the prefix tokens that the classifier reads; for average pooling, all patches.
-    """
-    prefix = model.num_prefix_tokens
+    query, key, prefix = attention.q_norm(query), attention.k_norm(key), model.num_prefix_tokens
     query = query[:, :, prefix:] if model.global_pool == "avg" else query[:, :, : _tokens_read(model)]
-    scores = query * model.blocks[-1].attn.scale @ key.transpose(-2, -1)
+    scores = query * attention.scale @ key.transpose(-2, -1)
     return scores.float().softmax(-1).mean(dim=(1, 2))[:, prefix:]

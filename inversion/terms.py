@@ -1,64 +1,27 @@
-"""Optional terms of the inversion loss, each off unless its weight is set."""
+"""The optional term of the inversion loss beside Eq. 1, off unless a job names its CNN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from inversion.augment import shifted_pixels
 from inversion.checkpoint import read_checkpoint
 from inversion.errors import InputError
 from inversion.job import Inversion
-from inversion.plainvit import PlainViT
-from inversion.sparse import patch_attention
 from inversion.teacher import Teacher, create_pretrained
 
 FIRST_LAYER = 10.0
 """Weight of the first batch norm in the prior, as in DeepInversion; the others weigh 1."""
 
 
-class Terms:
-    """What Eq. 1 gets beside cross entropy and total variation, for one batch of trajectories."""
-
-    def __init__(self, teacher: Teacher, model: PlainViT, job: Inversion) -> None:
-        self.model, self.entropy_weight = model, job.attention_entropy
-        self.prior: BatchNormPrior | None = None
-        if job.prior:
-            self.prior = BatchNormPrior(teacher, job.prior, job.prior_checkpoint, job.prior_weight)
-            self.prior.cnn.to(model.pos_embed.device)
-
-    @contextmanager
-    def watching(self) -> Iterator[dict[str, Tensor]]:
-        """Collect the last layer's `query` and `key` of a forward pass inside."""
-        found: dict[str, Tensor] = {}
-        attention = self.model.blocks[-1].attn
-        handles = []
-        if self.entropy_weight:
-            for name, norm in (("query", attention.q_norm), ("key", attention.k_norm)):
-                handles.append(norm.register_forward_hook(partial(_keep, found, name)))
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def of_attention(self, watched: dict[str, Tensor]) -> Tensor | float:
-        """Minus the weighted entropy of the attention over patches, summed over images."""
-        if not self.entropy_weight:
-            return 0.0
-        row = patch_attention(self.model, watched["query"], watched["key"])
-        share = row / row.sum(1, keepdim=True)
-        return -self.entropy_weight * torch.special.entr(share).sum()
-
-    def image_gradient(self, canvas: Tensor, offset: Tensor) -> Tensor | None:
-        """Gradient [B, C, H*W] of the batch-norm prior on the pictures `canvas` after the shift `offset`."""
-        return self.prior.gradient(canvas, offset) if self.prior else None
+def chosen_prior(teacher: Teacher, job: Inversion) -> BatchNormPrior | None:
+    """The one that `job` asks for, where the teacher is."""
+    return BatchNormPrior(teacher, job.prior, job.prior_checkpoint, job.prior_weight) if job.prior else None
 
 
 class BatchNormPrior:
@@ -69,7 +32,7 @@ class BatchNormPrior:
 
     def __init__(self, teacher: Teacher, name: str, checkpoint: str, weight: float) -> None:
         self.spec, self.weight = teacher.spec, weight
-        self.cnn = _load_cnn(name, checkpoint, teacher.spec.channels)
+        self.cnn = _load_cnn(name, checkpoint, teacher.spec.channels).to(teacher.device)
         self.norms = [module for module in self.cnn.modules() if isinstance(module, nn.BatchNorm2d)]
         if not self.norms:
             raise InputError(f"prior {name!r} has no batch norm to compare with: take a CNN such as resnet50.")
@@ -97,24 +60,6 @@ class BatchNormPrior:
         return torch.stack(distances).sum() + (FIRST_LAYER - 1) * distances[0]
 
 
-def soft_targets(labels: Tensor, num_classes: int, confidence: float, generator: Generator) -> Tensor:
-    """Target probabilities [B, num_classes]: of the label, drawn from [confidence, 1]; the others share the rest."""
-    targets = nn.functional.one_hot(labels, num_classes).float()
-    if confidence == 1 or num_classes == 1:
-        return targets
-    sure = confidence + (1 - confidence) * torch.rand(len(labels), 1, generator=generator)
-    return torch.where(targets == 1, sure, (1 - sure) / (num_classes - 1))
-
-
-def low_pass(images: Tensor, cutoff: float) -> Tensor:
-    """`images` [..., H, W] without the frequencies above `cutoff`, a share of Nyquist, in any direction."""
-    height, width = images.shape[-2:]
-    rows = torch.fft.fftfreq(height, device=images.device).view(-1, 1)
-    columns = torch.fft.rfftfreq(width, device=images.device)
-    passes = (rows.square() + columns.square()).sqrt() <= cutoff / 2
-    return torch.fft.irfft2(torch.fft.rfft2(images) * passes, s=(height, width))
-
-
 def _load_cnn(name: str, checkpoint: str, channels: int) -> Any:
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"unknown prior {name!r}: take a timm CNN with batch norm, such as resnet50.")
@@ -131,10 +76,6 @@ def _load_cnn(name: str, checkpoint: str, channels: int) -> Any:
         reason = str(error).splitlines()[1].strip().rstrip(".")
         raise InputError(f"prior checkpoint {checkpoint!r} is not one of {name!r}: {reason}.") from None
     return cnn.eval().requires_grad_(False)
-
-
-def _keep(found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-    found[name] = output
 
 
 def _distance(distances: list[Tensor], norm: Any, inputs: tuple[Tensor], _output: Tensor) -> None:

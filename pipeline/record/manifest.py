@@ -68,12 +68,12 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """Whose run it is; `input_size` is [C, H, W]."""
+    """Whose run it is; `input_size` is [C, H, W]. The name and the weights are what a run cannot do without."""
 
     name: str
     sha256: str
-    num_classes: int
-    input_size: tuple[int, ...]
+    num_classes: int | None = None
+    input_size: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, teacher: Teacher) -> TeacherRecord:

@@ -127,7 +127,7 @@ def distill(
     device: Device = "auto",
     recipe: RecipeFile = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="distillation.learning_rate=0.05, inversion.low_pass=0.7, ...")
+        list[str] | None, typer.Option("--set", help="distillation.learning_rate=0.05, inversion.tv_weight=1e-4, ...")
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -239,7 +239,7 @@ def test_no_change_of_basis_leaves_the_weights() -> None:
 
 def test_settings_are_checked() -> None:
     """A wrong method, and learning without an update, are refused by a sentence."""
-    with pytest.raises(InputError, match=r"^unknown basis 'pca': take one of learned, random, none\.$"):
+    with pytest.raises(InputError, match=r"^unknown basis\.method 'pca': take one of learned, random, none\.$"):
         Basis(method="pca")  # type: ignore[arg-type] # that is the test
     with pytest.raises(InputError, match=r"^basis.updates must be at least 1, not 0: or take basis.method=random\.$"):
         Basis(updates=0)

@@ -30,7 +30,6 @@ METHODS = {
     "pri, 16 patches by 7": Inversion(images=14, batch=14, iterations=10, division_factor=7),
     "dmi": Inversion(method="dmi", images=3, batch=3, iterations=5),
     "smi": Inversion(method="smi", images=2, batch=2, iterations=301),
-    "smi, grey": Inversion(method="smi", images=2, batch=2, iterations=301, removed="zero"),
 }
 METHOD = pytest.mark.parametrize("method", METHODS)
 QUICK = Inversion(images=12, batch=4, iterations=4, division_factor=2)
@@ -182,14 +181,8 @@ def test_the_most_important_patches_leave_first(teacher: Teacher, monkeypatch: p
         assert torch.equal(state.gather(1, kept.unsqueeze(-1).expand_as(patches)), patches)
 
 
-def test_pruned_patches_turn_grey() -> None:
-    """With `removed` zero, a pruned patch is 0 from its pruning on; what ends is what was optimised."""
-    living = [int((state != 0).any(-1).sum()) // 2 for state in recorded("smi, grey")[1]]
-    assert living == [16] * 50 + [11] * 50 + [7] * 100 + [4] * 100 + [2]
-
-
 def test_pruned_patches_are_held() -> None:
-    """By default, a pruned patch stays in sight as it was, and only the active ones move."""
+    """A pruned patch stays in sight as it was, and only the active ones move."""
     states = recorded("smi")[1]
     moving = [int((one != other).any(-1).sum()) // 2 for one, other in pairwise(states)]
     assert moving == [16] * 50 + [11] * 50 + [7] * 100 + [4] * 100
@@ -313,11 +306,7 @@ def test_other_shards_are_made_again(teacher: Teacher, tmp_path: Path) -> None:
         {"images": 2},
         {"tv_norm": "batch"},
         {"selection": "low"},
-        {"removed": "zero"},
         {"classes": (1, 2)},
-        {"label_confidence": 0.9},
-        {"low_pass": 0.7},
-        {"attention_entropy": 0.1},
         {"prior_weight": 0.1, "prior": "resnet18"},
     ],
 )

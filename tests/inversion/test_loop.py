@@ -1,6 +1,9 @@
 """One batch under optimisation: gradients, memory, and steps that wait for nothing."""
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
+from inversion import loop as inversion_loop
 from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.loop import Loop
@@ -17,6 +21,7 @@ from inversion.teacher import Teacher
 from inversion.variation import variation
 from tests.inversion.test_inverter import tiny_teacher
 
+RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
 JOB = Inversion(method="dmi", images=3, batch=3, iterations=8, tv_weight=0.02, precision="float32")
 
 
@@ -85,7 +90,7 @@ def test_what_stays_is_written_back(teacher: Teacher) -> None:
     assert torch.equal(whole.gather(1, kept.unsqueeze(-1).expand_as(patches)), patches)
 
 
-@pytest.mark.parametrize("extra", [{}, {"attention_entropy": 0.1}, {"label_confidence": 0.8}, {"tv_norm": "batch"}])
+@pytest.mark.parametrize("extra", [{}, {"tv_norm": "batch"}])
 def test_a_step_never_waits_for_the_device(teacher: Teacher, extra: dict[str, Any]) -> None:
     """No value of a tensor is asked for: a step runs on tensors that have none, as a CUDA graph needs it."""
     loop = started(teacher, replace(JOB, **extra))
@@ -121,3 +126,15 @@ def test_few_images_pass_a_cpu_at_once(teacher: Teacher, monkeypatch: pytest.Mon
         loop.step()
         loop.detach(8)
     assert sizes == [[3, 2], [5]]
+
+
+def test_the_header_says_what_the_record_says() -> None:
+    """Its figures are those of the record that it names, which is the newest."""
+    said = str(inversion_loop.__doc__)
+    (named,) = re.findall(r"benchmarks/records/(\S+\.json)", said)
+    assert named == max(path.name for path in RECORDS.glob("*_inversion_deit_tiny.json"))
+    told = json.loads((RECORDS / named).read_text())
+    speed = {row["name"]: f"{row['iterations_per_s']:.2f}" for row in told["rows"]}
+    assert all(speed[name] in said for name in ("dmi", "smi_76", "pri_v4", "pri_v7"))
+    assert f"300 iterations take {300 / float(speed['pri_v4']) / 60:.1f} minutes" in said
+    assert all(part in said for part in (told["versions"]["torch"], f"n = {told['rounds']}", told["precision"]))

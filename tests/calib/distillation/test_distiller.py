@@ -249,9 +249,9 @@ def test_patches_are_adapted_to_the_students_eyes(timms: tuple[Teacher, Path]) -
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"learning_rate": -1.0}, "learning_rate must be finite and not negative, not -1.0"),
+        ({"learning_rate": -1.0}, "distillation.learning_rate must be at least 0 and finite, not -1.0"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1, not 1.0"),
-        ({"temperature": 0.0}, "temperature must be positive and finite, not 0.0"),
+        ({"temperature": 0.0}, "distillation.temperature must be above 0 and finite, not 0.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, Any], said: str) -> None:

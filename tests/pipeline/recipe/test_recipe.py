@@ -85,8 +85,8 @@ def test_a_seed_reaches_every_section_unless_it_has_its_own() -> None:
 OTHER = {
     "input.mean": (0.25,), "input.std": (0.25,), "input.crop": 0.875, "input.interpolation": "bilinear",
     "scheme.edges": "w8a16", "scheme.attention": "int8", "scheme.layers": {"blocks.*.mlp.fc1": "w8a8", "head": "w4a8"},
-    "inversion.tv_norm": "batch", "inversion.selection": "random", "inversion.removed": "zero",
-    "inversion.precision": "float32", "inversion.label_confidence": 0.875, "inversion.low_pass": 0.75,
+    "inversion.tv_norm": "batch", "inversion.selection": "random",
+    "inversion.precision": "float32",
     "inversion.prior": "resnet18", "inversion.prior_checkpoint": "cnn.pth", "inversion.classes": (1, 7),
     "inversion.method": "smi", "inversion.prune_at": (10, 20, 40, 60),
     "inversion.betas": (0.25, 0.5), "basis.method": "random", "calibration.method": "mse",
