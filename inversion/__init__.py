@@ -12,6 +12,7 @@ What is named here loads when it is asked for: torch and timm take seconds.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from inversion.job import Inversion
     from inversion.leaves import dead_leaves
     from inversion.teacher import InputSpec, Teacher, load_teacher
+
+# threads that spin long while they wait made an inversion 25 times slower on two cores that something else used too;
+# torch reads it when it is loaded, and what is named here loads later
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
     "GivenInput",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -61,8 +60,6 @@ def main() -> None:
     import logging
     import warnings
 
-    # threads that spin long while they wait made an inversion 25 times slower on two cores that something else used too
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # speaks of compilers that we never call
     warnings.simplefilter("ignore")
     debug = DEBUG in sys.argv

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-# as the command line does, before torch is imported: spinning threads slow a busy machine many times over
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+import inversion  # noqa: F401 - first of all: it says how torch's threads wait, before torch is imported
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a second thread of each would wait for a busy one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -51,3 +51,17 @@ def test_no_host_of_a_registry_and_no_path_of_a_machine() -> None:
     """Constraints name packages and versions only."""
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line), line
+
+
+def test_the_ten_lines_of_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The block of the README, with a tiny inversion in place of its own."""
+    found = re.search(r"<!-- python -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert found
+    code = found[1].replace("images=96, iterations=300", "images=8, iterations=8")
+    assert code != found[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+    assert (tmp_path / "model.onnx").exists()
