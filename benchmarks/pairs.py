@@ -3,13 +3,15 @@
     python benchmarks/pairs.py --json F [--rows 3]
 
 A covering array, made greedily from a seed: each row is one value of every option, and builds, exports, makes engines
-and judges by them. A row fails where a command's exit code is not 0: a crash, a refusal, or a gate.
+and judges by them. A row fails where a command's exit code is not 0: a crash, a refusal, or a gate. With the same F it goes on
+from the rows that are done, which take hours together.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import shlex
 import sys
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,28 +155,32 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="only the first so many")
     add_json_argument(parser)
     args = parser.parse_args()
-    options = BUILD | LATER
-    rows = covering_rows(options)[: args.rows]
-    covered = {pair for row in rows for pair in pairs(row, list(options))}
-    failures: list[dict[str, object]] = []
-    started = time.perf_counter()
+    rows = covering_rows(BUILD | LATER)
+    done: list[dict[str, Any]] = json.loads(args.json.read_text())["done"] if args.json and args.json.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         lay_out(data)
-        for number, row in enumerate(rows, start=1):
-            failures += attempt(row, data)
+        for number, row in enumerate(rows[len(done) : args.rows], start=len(done) + 1):
+            started = time.perf_counter()
+            failures = attempt(row, data)
             if failures and failures[-1]["exit_code"] in STOPPED:
                 raise SystemExit(1)
-            print(f"row {number} of {len(rows)}: {len(failures)} failures so far", flush=True)
-    seconds = round(time.perf_counter() - started)
-    results = {
-        "options": len(options),
+            done.append({"seconds": round(time.perf_counter() - started), "failures": failures})
+            print(f"row {number} of {len(rows)}: {'failed' if failures else 'passed'}", flush=True)
+            save("pairs", summary(rows, done), args.json)
+
+
+def summary(rows: list[Row], done: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known after the first rows."""
+    names = list(rows[0])
+    return {
+        "options": len(names),
         "rows": len(rows),
-        "pairs": len(covered),
-        "seconds": seconds,
-        "failures": failures,
+        "pairs": len({pair for row in rows for pair in pairs(row, names)}),
+        "pairs_done": len({pair for row in rows[: len(done)] for pair in pairs(row, names)}),
+        "failures": [failure for row in done for failure in row["failures"]],
+        "done": done,
     }
-    save("pairs", results, args.json)
 
 
 if __name__ == "__main__":
