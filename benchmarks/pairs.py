@@ -3,8 +3,8 @@
     python benchmarks/pairs.py --json F [--rows 3]
 
 A covering array, made greedily from a seed: each row is one value of every option, and builds, exports, makes engines
-and judges by them. A row fails where a command's exit code is not 0: a crash, a refusal, or a gate. With the same F it goes on
-from the rows that are done, which take hours together.
+and judges by them. A row fails where a command's exit code is not 0: a crash, a refusal, or a gate. With the same F it
+goes on from the rows that are done, which take hours together.
 """
 
 from __future__ import annotations
