@@ -62,7 +62,7 @@ class Loop:
         self.clock = torch.zeros((), dtype=torch.long, device=self.device)
         self.loss = torch.zeros((), device=self.device)
         self.first_bad = torch.full_like(self.clock, -1)
-        self._track(torch.arange(teacher.num_patches, device=self.device).repeat(batch, 1))
+        self.track(torch.arange(teacher.num_patches, device=self.device).repeat(batch, 1))
 
     def run(self, iterations: int, after: Callable[[], None]) -> None:
         """`iterations` updates, with `after` called behind each: eager on a CPU, one replayed graph on CUDA."""
@@ -80,7 +80,7 @@ class Loop:
         of_batch = self._batch_gradient(offset)
         self.pixels.grad = torch.empty_like(self.pixels)
         total = self.loss.new_zeros(())
-        for rows in self._chunks():
+        for rows in self.chunks():
             loss, gradient = self._image_gradient(rows, offset)
             if of_batch is not None:
                 gradient += of_batch[rows]
@@ -115,7 +115,7 @@ class Loop:
 
     def remaining(self) -> tuple[Tensor, Tensor]:
         """Pixels [B, A, C*P*P] and positions [B, A] of the active patches, in grid order."""
-        return self._patches(self.pixels), self.kept
+        return self.of_strip(self.pixels), self.kept
 
     def pictures(self) -> Tensor:
         """All pixels as they stand, [B, C, H, W]; those of patches that left as they were then."""
@@ -134,7 +134,7 @@ class Loop:
         canvas, kept = self.canvas[rows], self.kept[rows]
         moved = shift_positions(kept, offset, *self.geometry)
         source = self._each_channel(shifted_pixels(moved, offset, *self.geometry))
-        patches = self._patches(canvas.gather(2, source)).to(self.dtype).requires_grad_()
+        patches = self.of_strip(canvas.gather(2, source)).to(self.dtype).requires_grad_()
         logits = classify_lean(self.model, embed_linear(self.model, patches, moved)).float()
         loss = F.cross_entropy(logits, self.targets[rows], reduction="sum")
         (found,) = torch.autograd.grad(loss, patches)
@@ -151,22 +151,22 @@ class Loop:
             return torch.arange(self.kept.shape[1], device=self.device).expand_as(self.kept)
         if self.job.selection == "random":
             return torch.rand(self.kept.shape, generator=self.generator).argsort(1).to(self.device)
-        patches = self._patches(self.pixels).to(self.dtype)
-        scores = torch.cat([importance(self.model, patches[rows], self.kept[rows]) for rows in self._chunks()])
+        patches = self.of_strip(self.pixels).to(self.dtype)
+        scores = torch.cat([importance(self.model, patches[rows], self.kept[rows]) for rows in self.chunks()])
         return scores.argsort(dim=1, descending=self.job.selection == "attention", stable=True)
 
     def _leave(self, leaving: Tensor, staying: Tensor) -> tuple[Tensor, Tensor]:
         leaving, staying = leaving.sort(1).values, staying.sort(1).values
         gone = self.kept.gather(1, leaving)
         where = self._each_channel(pixels_of(gone, *self.geometry))
-        patches = self._patches(self.canvas.gather(2, where))
+        patches = self.of_strip(self.canvas.gather(2, where))
         adam = self.optimizer.state[self.pixels]
         place = self._each_channel(self._within(staying))
         moments = {key: adam[key].gather(2, place) for key in ("exp_avg", "exp_avg_sq")}
-        self._track(self.kept.gather(1, staying), {"step": adam["step"], **moments})
+        self.track(self.kept.gather(1, staying), {"step": adam["step"], **moments})
         return patches, gone
 
-    def _track(self, kept: Tensor, moments: dict[str, Tensor] | None = None) -> None:
+    def track(self, kept: Tensor, moments: dict[str, Tensor] | None = None) -> None:
         """Optimise the patches at `kept` from here on, with Adam's state as given."""
         self.kept = kept
         self.own = self._each_channel(pixels_of(kept, *self.geometry))
@@ -189,7 +189,7 @@ class Loop:
         replay: Callable[[], None] = graph.replay
         return replay
 
-    def _chunks(self) -> Iterator[slice]:
+    def chunks(self) -> Iterator[slice]:
         """Rows that pass the model at once: as many parts as come nearest to CPU_TOKENS, of equal size."""
         batch, parts = len(self.kept), 1
         if self.device.type == "cpu":
@@ -197,7 +197,7 @@ class Loop:
         rows = min(self.chunk, -(-batch // parts))
         return (slice(start, start + rows) for start in range(0, batch, rows))
 
-    def _patches(self, strip: Tensor) -> Tensor:
+    def of_strip(self, strip: Tensor) -> Tensor:
         """[B, C, A*P*P] -> [B, A, C*P*P]."""
         return strip.view(self._strip_shape(len(strip))).transpose(1, 2).flatten(2)
 

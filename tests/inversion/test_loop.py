@@ -48,7 +48,7 @@ def test_gradient_is_the_dense_one_when_nothing_is_removed(teacher: Teacher) -> 
         (want,) = torch.autograd.grad(loss, picture)
         want += JOB.tv_weight * variation(picture.detach())[1]
         loop.step()
-        found = unpatchify(loop._patches(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
+        found = unpatchify(loop.of_strip(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
         # float32 sums in another order, through two layers
         torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
 
@@ -62,7 +62,7 @@ def test_gradient_of_fractional_shifts_reaches_the_neighbours(teacher: Teacher) 
     (want,) = torch.autograd.grad(F.cross_entropy(logits, loop.labels, reduction="sum"), picture)
     loop.step()
     # float32 sums in another order, through two layers
-    found = unpatchify(loop._patches(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
+    found = unpatchify(loop.of_strip(cast(Tensor, loop.pixels.grad)), (4, 4), (8, 8))
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
 
 
@@ -70,13 +70,13 @@ def test_adams_state_is_that_of_active_patches_only(teacher: Teacher) -> None:
     """After a detachment, moments are packed: those of the patches that stay, unchanged."""
     loop = started(teacher, replace(JOB, method="pri", images=6, batch=6, division_factor=2))
     loop.step()
-    before = {key: loop._patches(loop.optimizer.state[loop.pixels][key]) for key in ("exp_avg", "exp_avg_sq")}
+    before = {key: loop.of_strip(loop.optimizer.state[loop.pixels][key]) for key in ("exp_avg", "exp_avg_sq")}
     loop.detach(8)
     after = loop.optimizer.state[loop.pixels]
     for key, moments in before.items():
         assert after[key].shape == loop.pixels.shape == (3, 3, 8 * 64)
         stayed = moments.gather(1, loop.kept.unsqueeze(-1).expand(-1, -1, 192))
-        assert torch.equal(loop._patches(after[key]), stayed)
+        assert torch.equal(loop.of_strip(after[key]), stayed)
 
 
 def test_what_stays_is_written_back(teacher: Teacher) -> None:
@@ -99,7 +99,7 @@ def test_a_step_never_waits_for_the_device(teacher: Teacher, extra: dict[str, An
         for name, value in vars(loop).items():
             if isinstance(value, torch.Tensor):
                 setattr(loop, name, mode.from_tensor(value))
-        loop._track(loop.kept)
+        loop.track(loop.kept)
         loop.step()
 
 
@@ -120,7 +120,7 @@ def test_few_images_pass_a_cpu_at_once(teacher: Teacher, monkeypatch: pytest.Mon
     loop = started(teacher, replace(JOB, method="pri", images=10, batch=10, division_factor=2))
     sizes = []
     for _ in range(2):
-        rows = [list(range(5))[chunk] for chunk in loop._chunks()]
+        rows = [list(range(5))[chunk] for chunk in loop.chunks()]
         assert [index for chunk in rows for index in chunk] == list(range(5))
         sizes.append([len(chunk) for chunk in rows])
         loop.step()
