@@ -41,11 +41,11 @@ def table1(laboratory: Laboratory) -> Result:
     return Result("table1", title, rows, notes=notes)
 
 
-def table_a3(laboratory: Laboratory, dataset: str = "cifar10") -> Result:
+def table_a3(laboratory: Laboratory) -> Result:
     """Every method, streamed: as many images for each, each seen once."""
     teachers = _teachers(laboratory)
     rows, curves = _streamed(laboratory, checks=1)
-    published = paper.distillation(dataset, "deit_tiny") or {}
+    published = paper.distillation("cifar10", "deit_tiny") or {}
     table = {method: _scores(found, published.get(method)) for method, found in rows.items()}
     title = f"Table A3: distillation, {laboratory.scale.batches} batches of {laboratory.scale.batch}"
     notes = [
