@@ -35,6 +35,7 @@ from export.edge.registry import available_backend, find_engine_backend, find_ru
 from export.graph import export_quantized
 from export.qdq import qdq_module
 from inversion.teacher import load_teacher
+from pipeline.recipe.resolve import read_back
 from pipeline.record.manifest import Manifest, load_manifest
 
 BATCHES = (1, 8)
@@ -131,7 +132,8 @@ def build_all(model: Path, folder: Path) -> list[dict[str, Any]]:
 def export_int8_attention(run: Path, manifest: Manifest, path: Path) -> None:
     """The run's weights with attention's products quantized."""
     weights = QuantizedWeights.load(run / "quantized.safetensors")
-    teacher = load_teacher(manifest.recipe["teacher"], manifest.recipe["checkpoint"])
+    recipe = read_back(manifest.recipe)
+    teacher = load_teacher(recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input)
     steps = {
         f"{name}.{part}_step": torch.tensor(STEP) for name in attention_layers(teacher.model) for part in QUANTIZERS
     }

@@ -129,7 +129,9 @@ def _row(damage: LayerDamage) -> LayerRow:
 
 def layers_table(results: Sensitivity) -> Table:
     """A row a layer, the most damaging weight first."""
-    table = Table("layer", "bits", "parameters", "KL, weight alone", "KL, input alone", title=results["scheme"]["bits"])
+    table = Table(
+        "layer", "bits", "parameters", "KL, weight alone", "KL, input alone", title=str(results["scheme"]["bits"])
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for layer in sorted(results["layers"], key=lambda layer: -layer["weight_kl"]):

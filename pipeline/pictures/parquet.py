@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,10 +127,10 @@ def _rows(path: Path, image: str, label: str) -> Iterator[tuple[bytes, int, str]
         raise InputError(f"validation data {str(path)!r} is damaged behind row {row}: copy it again.") from error
 
 
-def _bytes(cell: dict[str, Any] | None, name: str) -> bytes:
+def _bytes(cell: dict[str, object] | None, name: str) -> bytes:
     """The picture in a cell; `InputError` where it only says where one lies."""
-    if cell and cell["bytes"]:
-        return bytes(cell["bytes"])
+    if cell and isinstance(picture := cell["bytes"], bytes) and picture:
+        return picture
     if cell and cell.get("path"):
         raise InputError(
             f"{name} holds the path {cell['path']!r} and no picture: store the pictures themselves in the file, or "

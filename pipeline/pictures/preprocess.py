@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from PIL import Image
 from timm.data import create_transform
@@ -49,7 +48,7 @@ def transform(spec: InputSpec) -> Callable[[Image.Image], Tensor]:
     return apply
 
 
-def preprocess_steps(spec: InputSpec, uint8_input: bool = False) -> dict[str, Any]:
+def preprocess_steps(spec: InputSpec, uint8_input: bool = False) -> dict[str, object]:
     """What `preprocess.json` holds: the steps of `transform`, in order, for a program without Python.
 
     With `uint8_input` the model itself scales and normalises. Raises `InputError` as `transform` does.

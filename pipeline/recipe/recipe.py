@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -142,5 +142,5 @@ class Recipe:
         """`bits` and `scheme` in one; whether the teacher has the layers that it names, `QuantScheme.check` tells."""
         return QuantScheme.parse(self.bits, self.scheme.edges, self.scheme.attention, self.scheme.layers)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -28,6 +28,9 @@ TEACHERS: dict[str, Layer] = {
 }
 """What a teacher needs otherwise than the presets say."""
 
+VERBS: dict[str, Layer] = {"validate": {"bits": "w8a8"}}
+"""What a verb takes where nothing is said."""
+
 SECTIONS = tuple(field.name for field in fields(Recipe) if isinstance(field.default_factory, type))
 TEACHER = ("teacher", "checkpoint", "checkpoint_key", "input")
 PICTURES = ("val_data", "class_map", "image_column", "label_column")
@@ -39,8 +42,8 @@ READS: dict[str, tuple[str, ...]] = {
     "build": tuple(key for key in KEYS if key != "distillation"),
     "invert": (*TEACHER, "effort", "seed", "threads", "inversion"),
     "quantize": (*TEACHER, *LEARNING, "threads", "rounding", "training"),
-    "sensitivity": (*TEACHER, *PICTURES, *LEARNING),
-    "distill": (*TEACHER, *PICTURES, "seed", "inversion", "distillation"),
+    "sensitivity": (*TEACHER, *PICTURES, *LEARNING, "threads"),
+    "distill": (*TEACHER, *PICTURES, "seed", "threads", "inversion", "distillation"),
     "export": (*TEACHER, "class_map", "export"),
     "reproduce": (*TEACHER, *PICTURES),
     "bench": TEACHER,
@@ -61,7 +64,7 @@ def make_recipe(
     given = [{key: value for key, value in flags.items() if value is not None}, *map(_parse_override, overrides)]
     for layer in given:
         _require_read(layer, verb, READS[verb])
-    layers = [_read_toml(file) if file else {}, *given]
+    layers = [VERBS.get(verb, {}), _read_toml(file) if file else {}, *given]
     flat = {key: value for layer in layers for key, value in layer.items()}
     for needed, was in (("teacher", "was"), ("bits", "were")):
         if needed not in flat and needed in READS[verb]:
@@ -113,11 +116,11 @@ def preset(name: str) -> Layer:
     return tomllib.loads(files("pipeline.recipe").joinpath("presets", f"{name}.toml").read_text())
 
 
-def _require_read(layer: Layer, verb: str, read: Collection[str]) -> None:
+def _require_read(layer: Collection[str], verb: str, read: Collection[str]) -> None:
     """Raises `InputError` for a key of the recipe that `verb` would pass over in silence."""
     for key in layer:
         if key in KEYS and key not in read:
-            readers = ", ".join(f"`pipeline {name}`" for name, read in READS.items() if key in read)
+            readers = ", ".join(f"`pipeline {name}`" for name, keys in READS.items() if key in keys)
             raise InputError(f"`pipeline {verb}` does not read {key!r}: leave it out; it is read by {readers}.")
 
 

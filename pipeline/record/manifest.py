@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ MANIFEST = "manifest.json"
 SCHEMA: Literal[1] = 1
 JSON_SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
-Facts = dict[str, Any]
+Facts = Mapping[str, object]
 """A table as JSON has it, whose keys are another's business: a recipe, or what one stage measured."""
 T = TypeVar("T")
 
@@ -62,8 +63,13 @@ class StageRecord:
     @property
     def warnings(self) -> list[str]:
         """What it warned of, in sentences."""
-        said = self.metrics.get("warnings")
-        return [str(sentence) for sentence in said] if isinstance(said, list | tuple) else []
+        return warnings_in(self.metrics)
+
+
+def warnings_in(metrics: Facts) -> list[str]:
+    """What a stage warned of, in sentences."""
+    said = metrics.get("warnings")
+    return [str(sentence) for sentence in said] if isinstance(said, list | tuple) else []
 
 
 @dataclass(frozen=True)

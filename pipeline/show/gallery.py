@@ -23,7 +23,7 @@ from inversion.publish import publish
 from inversion.sparse import patchify, take
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors
-from pipeline.recipe.resolve import make_recipe
+from pipeline.recipe.resolve import read_back
 from pipeline.record.lock import require_no_way_out
 from pipeline.record.manifest import load_manifest
 from pipeline.show.display import Display
@@ -195,9 +195,7 @@ def png(figure: Figure) -> bytes:
 def _teacher_of(run: Path, display: Display) -> Teacher | None:
     """The one that the manifest names, if there is a manifest and the teacher is to be had."""
     try:
-        told = load_manifest(run).recipe
-        names = ("teacher", "checkpoint", "checkpoint_key", "input")
-        recipe = make_recipe({"bits": "w8a8", **{name: told.get(name) for name in names}})
+        recipe = read_back(load_manifest(run).recipe)
         return load_teacher(
             recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input,
             device=choose_device().type,

@@ -11,7 +11,6 @@ from export.edge.profile import require_batches
 from inversion.errors import InputError
 
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
-TeacherNeeded = Annotated[str, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="The teacher's weights: safetensors, a trainer's .pth, or a folder with one.")
 ]

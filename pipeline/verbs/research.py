@@ -31,7 +31,6 @@ from pipeline.verbs.options import (
     Sparsity,
     Std,
     Teacher,
-    TeacherNeeded,
     TvWeight,
     ValData,
     flags_of,
@@ -178,8 +177,8 @@ def distill(
 
 def reproduce(
     name: Annotated[str, typer.Argument(help="table1, tableA3, figure5, theorem1, ...; any other lists them all.")],
-    teacher: TeacherNeeded,
     out: Annotated[Path, typer.Option(help="Folder for tables, pictures and what they were made from.")],
+    teacher: Teacher = None,
     scale: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or paper.")] = "smoke",
     student: Annotated[str, typer.Option(help="Any timm plain-ViT name, or teacher: its own body, a fresh head.")] = (
         "teacher"
@@ -197,6 +196,7 @@ def reproduce(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     device: Device = "auto",
+    recipe: RecipeFile = None,
     sizes: Annotated[list[str] | None, typer.Option("--set", help="A size of the scale, as in iterations=500.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -212,7 +212,7 @@ def reproduce(
 
     from pipeline.recipe.resolve import make_recipe
 
-    named = make_recipe(flags, verb="reproduce")
+    named = make_recipe(flags, recipe, verb="reproduce")
 
     from calib.distillation.student import load_student
     from inversion.machine import choose_device
@@ -237,7 +237,7 @@ def reproduce(
 
 
 def bench_inversion(
-    teacher: TeacherNeeded,
+    teacher: Teacher = None,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
@@ -250,6 +250,7 @@ def bench_inversion(
     rounds: Annotated[int, typer.Option(help="Every round times all methods in turn.")] = 3,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    recipe: RecipeFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Iterations a second, FLOPs and memory of DMI, SMI and PRI, beside the paper's."""
@@ -262,7 +263,7 @@ def bench_inversion(
 
     from pipeline.recipe.resolve import make_recipe
 
-    named = make_recipe(flags, verb="bench")
+    named = make_recipe(flags, recipe, verb="bench")
 
     from inversion.machine import choose_device
     from pipeline.reproduce.bench import measure_inversion, results_table

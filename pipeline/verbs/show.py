@@ -15,6 +15,7 @@ from pipeline.verbs.options import (
     Interpolation,
     Mean,
     Quiet,
+    RecipeFile,
     Std,
     Teacher,
     flags_of,
@@ -42,6 +43,7 @@ def gallery(
     std: Std = None,
     crop: Crop = None,
     interpolation: Interpolation = None,
+    recipe: RecipeFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Contact sheets of what was inverted.
@@ -54,12 +56,12 @@ def gallery(
         teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
         interpolation=interpolation,
     )  # fmt: skip
-    if named and not teacher:
+    if named and not teacher and not recipe:
         raise InputError(f"{', '.join(named)} tell of a --teacher: name it too.")
 
     from pipeline.recipe.resolve import make_recipe
 
-    chosen = make_recipe(named, verb="gallery") if named else None
+    chosen = make_recipe(named, recipe, verb="gallery") if named or recipe else None
 
     from inversion.machine import choose_device
     from pipeline.run.preflight import teacher_of

@@ -221,6 +221,7 @@ def validate(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     junit: Annotated[Path | None, typer.Option(help="The gates as JUnit XML; a run folder has its own too.")] = None,
     device: Device = "auto",
+    recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -236,7 +237,7 @@ def validate(
         raise InputError(f"{str(target)!r} does not exist: give a run folder, or a model.onnx with its --teacher.")
     if target.is_file() and keep:
         raise InputError(f"--keep writes into a run folder, {str(target)!r} is a file: leave it out.")
-    if target.is_file() and teacher is None:
+    if target.is_file() and teacher is None and recipe is None:
         raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
     pictures = flags_of(val_data=val_data, class_map=class_map, image_column=image_column, label_column=label_column)
     named = flags_of(
@@ -247,13 +248,13 @@ def validate(
         from pipeline.record.manifest import load_manifest
 
         load_manifest(target)
-        if named:
+        if named or recipe:
             raise InputError(f"{str(target)!r} is a run, which names its teacher and bits: leave these flags out.")
 
     from pipeline.recipe.resolve import make_recipe
 
     stale = [path for path in (json, junit) if path]
-    chosen = make_recipe({"bits": "w8a8", **named, **pictures}, None, overrides or (), "validate") if named else None
+    chosen = make_recipe({**named, **pictures}, recipe, overrides or (), "validate") if target.is_file() else None
 
     from inversion.machine import choose_device
     from pipeline.recipe.recipe import PictureSource

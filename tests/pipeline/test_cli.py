@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import inspect
 import pickle
 import shlex
 import socket
@@ -19,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inversion.teacher import DIGITS_WEIGHTS
+from pipeline import cli
+from pipeline.recipe.resolve import READS
 from pipeline.run.stages import invert
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
@@ -262,6 +265,12 @@ def test_the_version_is_said_whatever_the_command_is_called() -> None:
     assert _process(MAIN, "--version").stdout == said
     module = [sys.executable, "-m", "pipeline", "--version"]
     assert subprocess.run(module, capture_output=True, text=True, check=True).stdout == said
+
+
+def test_every_verb_on_a_teacher_takes_a_recipe() -> None:
+    """A file that one verb takes, all take: none that reads a recipe's keys is without --recipe."""
+    verbs = {verb.__name__.partition("_")[0]: verb for verb in (*cli.VERBS, cli.bench_inversion)}
+    assert {name for name in READS if "recipe" not in inspect.signature(verbs[name]).parameters} == set()
 
 
 def test_help_is_light_and_lists_every_verb() -> None:

@@ -14,7 +14,7 @@ from inversion.machine import require_memory
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.recipe.recipe import Recipe
-from pipeline.record.manifest import Facts
+from pipeline.record.manifest import Facts, warnings_in
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
@@ -51,7 +51,7 @@ class Invert(Stage):
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
 
     def after(self, job: Job, metrics: Facts) -> None:
-        for sentence in metrics["warnings"]:
+        for sentence in warnings_in(metrics):
             job.display.warn(sentence)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
@@ -17,6 +17,19 @@ from pipeline.run.stage import Stage, StageResult
 if TYPE_CHECKING:
     from calib.qat import Outcome
     from calib.quantization import Quantized
+
+
+class Described(TypedDict):
+    """The metrics of this stage: KL in nats and agreement are shares on held-out synthetic images."""
+
+    basis: dict[str, object]
+    range_method: str
+    ranges_tried: dict[str, dict[str, float]]
+    calibrated: dict[str, float]
+    trained: dict[str, float]
+    kept: str
+    best_update: int
+    history: list[dict[str, float]]
 
 
 class Quantize(Stage):
@@ -57,12 +70,13 @@ class Quantize(Stage):
         return StageResult([places.quantized], describe(quantized))
 
     def after(self, job: Job, metrics: Facts) -> None:
-        for sentence in metrics["basis"]["left_out"]:
+        basis = metrics.get("basis")
+        for sentence in basis.get("left_out", ()) if isinstance(basis, dict) else ():
             job.display.say(sentence)
         job.places.training.unlink(missing_ok=True)
 
 
-def describe(quantized: Quantized) -> Facts:
+def describe(quantized: Quantized) -> Described:
     """The basis, ranges tried and what training did, these on held-out synthetic images."""
 
     def plain(fidelity: Fidelity) -> dict[str, float]:
@@ -89,8 +103,9 @@ def _kept(training: Outcome) -> str:
 
 def in_words(metrics: Facts) -> str:
     """What came out, in one line."""
-    best = metrics["trained"]
+    found = cast(Described, metrics)
+    best = found["trained"]
     return (
-        f"ranges {metrics['range_method']}; held-out synthetic KL {best['kl']:.4f}, "
+        f"ranges {found['range_method']}; held-out synthetic KL {best['kl']:.4f}, "
         f"agreement {100 * best['agreement']:.1f}%"
     )

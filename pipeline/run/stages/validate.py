@@ -15,7 +15,7 @@ from inversion.images import load_images
 from pipeline.judge.answers import Pictures
 from pipeline.judge.validation import Files, Reference, proof_leaves, validate
 from pipeline.recipe.recipe import Recipe
-from pipeline.record.manifest import Facts, StageRecord, of_json, to_json
+from pipeline.record.manifest import Facts, StageRecord, of_json, to_json, warnings_in
 from pipeline.record.proof import Engine, Verdict
 from pipeline.run import reads
 from pipeline.run.job import Job
@@ -57,7 +57,7 @@ class Validate(Stage):
         return StageResult([], to_json(verdict))
 
     def after(self, job: Job, metrics: Facts) -> None:
-        for sentence in metrics["warnings"]:
+        for sentence in warnings_in(metrics):
             job.display.warn(sentence)
 
 

@@ -34,10 +34,10 @@ def refusal(flags: dict[str, Any], file: Path | None = None, *overrides: str) ->
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_a_preset_gives_its_numbers(effort: str) -> None:
     """Every number of a preset stands in the recipe; `standard` is the default."""
-    recipe = make_recipe({**BASE, "effort": effort}).to_dict()
-    assert recipe["effort"] == effort
+    recipe = make_recipe({**BASE, "effort": effort})
+    assert recipe.effort == effort
     for section, values in preset(effort).items():
-        assert recipe[section].items() >= values.items()
+        assert dataclasses.asdict(getattr(recipe, section)).items() >= values.items()
     assert make_recipe(BASE) == make_recipe({**BASE, "effort": "standard"})
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from inversion.teacher import load_teacher
 from pipeline.recipe.resolve import make_recipe
 from pipeline.record import versions
-from pipeline.record.manifest import TeacherRecord
+from pipeline.record.manifest import Facts, TeacherRecord
 from pipeline.run.build import NAMES, STAGES, run_stage
 from pipeline.run.folder import RunFolder
 from pipeline.run.job import Job, Places
@@ -38,7 +37,7 @@ class Pretended(Stage):
         self.real, self.ran = real, ran
         self.name, self.version, self.libraries = real.name, real.version, real.libraries
 
-    def reads(self, job: Job) -> dict[str, Any]:
+    def reads(self, job: Job) -> Facts:
         return self.real.reads(job)
 
     def run(self, job: Job) -> StageResult:
