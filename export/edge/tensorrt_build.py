@@ -55,6 +55,25 @@ def build_and_describe(
     return spec
 
 
+def reasons(trt: ModuleType, path: Path) -> list[str]:
+    """Why the parser of `trt` does not take the ONNX file `path`, node by node; nothing where it does."""
+    collector = logger(trt)
+    collector.forget()
+    network = trt.Builder(collector).create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, collector)
+    parser.parse_from_file(str(path))
+    return list(dict.fromkeys(_first_reason(parser.get_error(index)) for index in range(parser.num_errors)))
+
+
+def _first_reason(error: Any) -> str:
+    """In one line; a parser that lacks an operator says "false" and no more."""
+    lines = [line.strip() for line in error.desc().splitlines() if line.strip()]
+    told = next((line for line in lines if not line.startswith("Invalid Node")), "false")
+    if told == "false":
+        return f"it has no operator {error.node_operator() or 'of an empty name'}"
+    return f"{error.node_name() or 'the graph'}: {told.rstrip('.')}"
+
+
 def _network_flags(trt: ModuleType) -> int:
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)

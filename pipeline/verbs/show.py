@@ -19,7 +19,10 @@ from pipeline.verbs.options import (
     Std,
     Teacher,
     flags_of,
+    require_place,
 )
+
+STDOUT = "-"
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
@@ -72,6 +75,33 @@ def gallery(
     loaded = teacher_of(chosen, choose_device(), display) if chosen else None
     for path in pictures.gallery(run, out, display, loaded):
         typer.echo(str(path))
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file or a TensorRT engine, whoever made it.")],
+    provider: Annotated[str, typer.Option(help="What runs it: cpu, cuda, tensorrt or tensorrt_rtx.")] = "cpu",
+    json: Annotated[
+        str | None, typer.Option(help="File for all of it as JSON; - writes that in place of words.")
+    ] = None,
+) -> None:
+    """What an ONNX file or engine is: sizes, quantizers, and which products run on integers.
+
+    With the reason for each that does not, and what TensorRT would refuse. Needs no torch.
+    """
+    if json and json != STDOUT:
+        require_place(Path(json), "--json")
+
+    from json import dumps
+
+    from export.edge.inspection import inspect_file
+
+    found = inspect_file(file, provider)
+    if json:
+        text = dumps(found.to_dict(), indent=2) + "\n"
+        typer.echo(text, nl=False) if json == STDOUT else Path(json).write_text(text)
+    if json != STDOUT:
+        for line in found.lines():
+            typer.echo(line)
 
 
 def doctor() -> None:
