@@ -159,9 +159,26 @@ def _open(path: Path) -> onnx.ModelProto:
     """The graph without its weights, named as the runtime's is."""
     require_own_data(path)
     try:
-        return with_names(onnx.load(path, format="protobuf", load_external_data=False))
+        model = with_names(onnx.load(path, format="protobuf", load_external_data=False))
     except (DecodeError, InputError) as error:
         raise InputError(f"{str(path)!r}: {error}") from error
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives bytes where UTF-8 is broken
+        raise InputError(f"{str(path)!r} is broken: it holds names that are no text; export it again.")
+    return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    yield from (model.producer_name, model.producer_version)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for opset in model.opset_import:
+        yield opset.domain
+    for graph in graphs_of(model.graph):
+        yield from (tensor.name for tensor in graph.initializer)
+        for value in (*graph.input, *graph.output):
+            yield from (value.name, *(size.dim_param for size in value.type.tensor_type.shape.dim))
+    for node in nodes_of(model.graph):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
 
 
 def _quantizers(model: onnx.ModelProto, path: Path) -> list[Quantizer]:

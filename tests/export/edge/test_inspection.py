@@ -311,6 +311,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
         inspect_file(tmp_path / "m.onnx")
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """Of a damaged file; protobuf gives such a name as bytes."""
+    path = qdq(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"\x02mm", b"\x02m\xff"))
+    with pytest.raises(InputError, match=r"m.onnx' is broken"):
+        inspect_file(path)
+
+
 def test_an_engine_tells_by_its_sidecar(tmp_path: Path) -> None:
     """Shapes and integer kernels of the builder's log, and why its own inspector was not asked; a sidecar of another
     engine is refused, and one without is said to have none."""
