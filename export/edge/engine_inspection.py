@@ -50,6 +50,7 @@ class EngineInspection:
                 for each in tensors:
                     yield f"  {name} {each.name}: {each.dtype} {list(each.min)} to {list(each.max)}"
             yield from sentences(spec.kernels)
+            yield from spec.notes
         if self.kernels is not None:
             yield from sentences(self.kernels.to_dict())
         else:
