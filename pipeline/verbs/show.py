@@ -77,6 +77,25 @@ def gallery(
         typer.echo(str(path))
 
 
+def deploy(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for what a device needs.")],
+    runtime: Annotated[str, typer.Option(help="all, onnxruntime or tensorrt: what is to run there.")] = "all",
+) -> None:
+    """What to copy to a device, and nothing else: model, preprocessing, labels, programs.
+
+    The same as RUN/deploy, which `build` writes.
+    """
+    from pipeline.record.manifest import load_finished
+
+    load_finished(run)  # what is no run is refused before anything heavy is imported
+
+    from pipeline.deploy.folder import deploy as write
+
+    for path in write(run, to, runtime):
+        typer.echo(str(path))
+
+
 def inspect(
     file: Annotated[Path, typer.Argument(help="An ONNX file or a TensorRT engine, whoever made it.")],
     provider: Annotated[str, typer.Option(help="What runs it: cpu, cuda, tensorrt or tensorrt_rtx.")] = "cpu",
