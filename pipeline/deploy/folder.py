@@ -35,6 +35,9 @@ PROGRAMS = {
 OWN = (MODEL, STEPS, LABELS, README, NUMBERS, *PROGRAMS["all"], ENGINE_GRAPH, "engine.*", "timing.*.cache")
 """Names and patterns of what may lie in such a folder from an earlier time; nothing else in it is touched."""
 
+OF_THIS_MACHINE = ("latency", "peak memory")
+"""Rows that say nothing of a device, and differ from run to run."""
+
 
 def deploy(run: Path, out: Path, runtime: str = "all") -> list[Path]:
     """Write what runs the finished run in `run` on `runtime`, one of `RUNTIMES`, into the folder `out`.
@@ -166,7 +169,7 @@ def _readme(manifest: Manifest, runtime: str, written: list[Path], engines: list
     )
     page = pages.get_template("README.md.jinja").render(
         manifest=manifest,
-        rows=result_rows(manifest),
+        rows=[row for row in result_rows(manifest) if not row[""].startswith(OF_THIS_MACHINE)],
         model=MODEL if runtime != "tensorrt" else None,
         sizes={path.name: f"{path.stat().st_size / 1e6:.2f} MB" for path in written},
         engines=[(path.name, read_spec(path)) for path in engines],

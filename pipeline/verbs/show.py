@@ -82,9 +82,9 @@ def deploy(
     to: Annotated[Path, typer.Option("--to", help="Folder for what a device needs.")],
     runtime: Annotated[str, typer.Option(help="all, onnxruntime or tensorrt: what is to run there.")] = "all",
 ) -> None:
-    """What to copy to a device, and nothing else: model, preprocessing, labels, programs.
+    """What a device needs of a run, and nothing else.
 
-    The same as RUN/deploy, which `build` writes.
+    Model or engines, preprocessing, labels, programs; the same as RUN/deploy, which `build` writes.
     """
     from pipeline.record.manifest import load_finished
 
@@ -103,9 +103,10 @@ def inspect(
         str | None, typer.Option(help="File for all of it as JSON; - writes that in place of words.")
     ] = None,
 ) -> None:
-    """What an ONNX file or engine is: sizes, quantizers, and which products run on integers.
+    """What runs on integers of anyone's ONNX or engine.
 
-    With the reason for each that does not, and what TensorRT would refuse. Needs no torch.
+    Its sizes and quantizers, each product that does not run on integers with the reason, and what TensorRT would
+    refuse. Needs no torch.
     """
     if json and json != STDOUT:
         require_place(Path(json), "--json")
