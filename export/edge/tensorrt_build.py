@@ -180,7 +180,7 @@ def _notes(backend: str, version: str, arch: str, onnx_path: Path, engine: bytes
     weights = sum(len(constant.raw_data) for constant in onnx.load(onnx_path).graph.initializer)
     source = "" if backend != "tensorrt_rtx" else ", the rest mostly CUDA source that it compiles on its GPU"
     return (
-        f"It needs {RUNTIMES[backend]} {version} and a GPU of {arch}: no other version or architecture loads it.",
+        f"It needs {RUNTIMES[backend]} {version} and a GPU of {arch}: build it again for any other.",
         "Its output is a number a class: softmax is not applied.",
         f"Of its {len(engine) / 1e6:.1f} MB, {weights / 1e6:.1f} MB are weights{source}; "
         f"for transport gzip makes it {len(zlib.compress(engine)) / 1e6:.1f} MB.",
