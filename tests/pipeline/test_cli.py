@@ -26,7 +26,8 @@ from pipeline.run.stages import invert
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
-VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report", "gallery",
+VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "deploy", "inspect",
+         "report", "gallery",
          "reproduce", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
