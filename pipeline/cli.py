@@ -13,7 +13,8 @@ import typer
 from inversion.errors import PatchRebirthError
 from pipeline.verbs.build import build
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
-from pipeline.verbs.show import doctor, gallery, report, shards
+from pipeline.verbs.scale import plan, shards
+from pipeline.verbs.show import doctor, gallery, report
 from pipeline.verbs.stages import engine, export, invert, quantize, validate
 
 DEBUG = "--debug"
@@ -63,6 +64,7 @@ VERBS = (
     report,
     gallery,
     reproduce,
+    plan,
     doctor,
 )
 for verb in VERBS:

@@ -33,30 +33,6 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     typer.echo(str(rewrite_report(run)))
 
 
-def shards(
-    folder: Annotated[Path, typer.Argument(help="A folder of shards, or a run folder.")],
-    missing: Annotated[
-        bool, typer.Option("--missing", help="Only the numbers of what is to be made, as 3,7-9; nothing where all is.")
-    ] = False,
-    of: Annotated[int | None, typer.Option(help="With --missing, the parts of so many that lack something.")] = None,
-) -> None:
-    """What a folder of shards holds, and what it lacks.
-
-    A shard that a process is at counts as missing until it is there.
-    """
-    if of is not None and (of < 1 or not missing):
-        raise InputError(f"--of {of} is the number of parts that --missing tells of: give both, and at least 1.")
-
-    from inversion.census import take_census
-    from inversion.shards import compact
-
-    census = take_census(folder)
-    if not missing:
-        typer.echo("\n".join(census.lines()))
-    elif numbers := census.missing if of is None else census.parts(of):
-        typer.echo(compact(numbers))
-
-
 def gallery(
     run: Annotated[Path, typer.Argument(help="A run folder, or a folder of shards.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/gallery by default.")] = None,

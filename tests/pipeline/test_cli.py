@@ -27,7 +27,7 @@ from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
 VERBS = ("build", "invert", "shards", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report",
-         "gallery", "reproduce", "doctor", "bench")  # fmt: skip
+         "gallery", "reproduce", "plan", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
