@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,9 +16,10 @@ from inversion.errors import InputError
 from inversion.inverter import invert_into
 from inversion.inverter import plan as stages_of
 from inversion.job import Inversion
+from inversion.schedule import schedule
 from inversion.shards import read_header
 from pipeline.reproduce import paper
-from pipeline.reproduce.plan import Rate, check_plan, make_plan, rate_of
+from pipeline.reproduce.plan import Rate, check_plan, in_words, make_plan, rate_of
 from pipeline.reproduce.simulation import Trouble, simulate
 from tests.shell import run
 from tests.small import small_teacher
@@ -129,3 +132,14 @@ def test_the_command_tells_and_writes_the_plan(
     ):
         assert run(f"{line} {words}") == 2
         assert wrong in capfd.readouterr().err
+
+
+def test_the_plan_on_the_page_is_the_commands() -> None:
+    """docs/scale.md shows what `pipeline plan` says of DeiT-Base, whose sizes are known without weights."""
+    with torch.device("meta"):
+        model = timm.create_model("deit_base_patch16_224")
+    job = Inversion(images=1_281_167, batch=128, iterations=4000)
+    plan = make_plan(Geometry.of(model), schedule(job, 196), job, 64, rate_of("deit_base", job, None, None))
+    said = in_words(plan, check_plan(plan, Trouble()), Trouble())
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    assert " ".join(" ".join(said).split()) in " ".join(page.split())
