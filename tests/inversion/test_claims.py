@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inversion import claims as room
@@ -43,8 +43,14 @@ steps = st.lists(
 )
 
 
+LONG = [("wait", 0, 0)] * 5
+"""After which a claim counts no more."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps)
+@example([("take", 0, 1), *LONG, ("take", 1, 1), ("release", 0, 1), ("take", 2, 1)])
+@example([("take", 0, 1), *LONG, ("take", 1, 1), *LONG, ("beat", 0, 0), ("take", 2, 1)])
 def test_a_shard_has_one_owner(story: list[tuple[str, int, int]]) -> None:
     """Whatever three processes do in whatever order: a shard is given to who asks just when nobody has it, or its owner
     gave no sign of life for STALE_S; and who was taken over harms the new owner's claim no more."""

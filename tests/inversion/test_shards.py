@@ -16,7 +16,7 @@ from inversion import inverter as inverter_room
 from inversion.census import take_census
 from inversion.claims import STALE_S, Claims, claim_path
 from inversion.errors import InputError
-from inversion.folder import remove_others
+from inversion.folder import ShardFolder, remove_others
 from inversion.inverter import Inverter, invert_into, invert_shard
 from inversion.job import Inversion
 from inversion.process import Process
@@ -45,6 +45,7 @@ def test_parts_are_the_whole(shards: int, count: int) -> None:
     parts = [[*Part(index, count).numbers(shards)] for index in range(count)]
     assert sorted(number for part in parts for number in part) == [*range(shards)]
     assert all(number in Part(number, count).numbers(shards) for number in range(shards))
+    assert [*Part(7, 4).numbers(10)] == [3, 7]
 
 
 @pytest.mark.parametrize("text", ["", "1", "1/0", "-1/2", "a/2", "1/2/3", "1 / 2", "9" * 40 + "/2"])
@@ -134,6 +135,25 @@ def test_parts_make_the_bytes_of_the_whole(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "many").glob("shard-*")} == want
 
 
+def test_what_came_meanwhile_is_not_made(tmp_path: Path) -> None:
+    """A shard that another process publishes between the look for it and the claim."""
+    inverter = Inverter(TEACHER, QUICK)
+    images = inverter.shard(2)[0]
+    with ShardFolder(tmp_path, inverter.wanted) as shards:
+        assert not shards.made(2)
+        images.save(shards.shard(2))
+        assert not shards.take(2)
+        assert shards.take(3)
+        assert [path.name for path in tmp_path.glob("*.claim")] == ["shard-00003.claim"]
+
+
+def test_progress_of_a_part_is_its_own(tmp_path: Path) -> None:
+    """It rises from nothing to the end of the part, step by step, with every shard of it."""
+    told: list[tuple[int, int]] = []
+    invert_into(TEACHER, QUICK, tmp_path, lambda _, done, total, __: told.append((done, total)), Part(2, 3))
+    assert told == [(4, 8), (4, 8), (8, 8), (8, 8)]
+
+
 def test_a_part_waits_for_nobody(tmp_path: Path) -> None:
     """What another process is at is left to it; the paths that come back are there."""
     with Claims(tmp_path, Inverter(TEACHER, QUICK).wanted.digest, Process("there", "another", 7, "0")) as other:
@@ -154,7 +174,9 @@ def test_the_whole_waits_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert other.take(2)
 
     def ends() -> None:
-        while inverter_room.WAITING not in told:
+        for _ in range(3000):
+            if inverter_room.WAITING in told:
+                break
             time.sleep(0.01)
         if dies:
             pass_time(tmp_path, STALE_S + 1)
