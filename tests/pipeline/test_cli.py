@@ -26,8 +26,8 @@ from pipeline.run.stages import invert
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
-VERBS = ("build", "invert", "shards", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report",
-         "gallery", "reproduce", "plan", "doctor", "bench")  # fmt: skip
+VERBS = ("build", "invert", "shards", "quantize", "sensitivity", "distill", "export", "engine", "validate", "deploy",
+         "inspect", "report", "gallery", "reproduce", "plan", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
