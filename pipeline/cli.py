@@ -13,6 +13,7 @@ import typer
 from inversion.errors import PatchRebirthError
 from pipeline.verbs.build import build
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
+from pipeline.verbs.scale import plan, shards
 from pipeline.verbs.show import deploy, doctor, gallery, inspect, report
 from pipeline.verbs.stages import engine, export, invert, quantize, validate
 
@@ -51,8 +52,8 @@ def command(
 
 
 VERBS = (
-    build, invert, quantize, sensitivity, distill, export, engine, validate, deploy, inspect, report, gallery,
-    reproduce, doctor,
+    build, invert, shards, quantize, sensitivity, distill, export, engine, validate, deploy, inspect, report, gallery,
+    reproduce, plan, doctor,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)
