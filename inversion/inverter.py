@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import timm
@@ -14,24 +16,25 @@ import torch
 from torch import Generator, Tensor
 
 from inversion.errors import InputError, NumericalError
+from inversion.folder import ShardFolder, is_made
 from inversion.images import SparseImages, join
 from inversion.job import AUTO_BATCH, Inversion
 from inversion.loop import Loop
 from inversion.machine import choose_precision, fitting_batch, require_memory, working_copy
-from inversion.progress import Progress, quiet
+from inversion.progress import Progress, Tally, quiet
 from inversion.schedule import Stage, schedule
+from inversion.shards import Part, Wanted
 from inversion.teacher import Teacher
-from inversion.tensorfile import read_tensors, write_tensors
 from inversion.terms import chosen_prior
 
 CHECK_EVERY = 25
 ATTEMPTS = 3
 """At a shard whose loss stops being finite, each from other noise."""
-PROGRESS = "progress.safetensors"
-PROGRESS_FORMAT = "patch-rebirth.progress/1"
 PROGRESS_TRAJECTORIES = 4
 WHAT = "inversion"
 """Of which `inversion.progress` tells the iterations of the whole job, and the mean classification loss."""
+WAITING = "waiting for other processes"
+POLL_S = 1.0
 
 
 def invert(
@@ -61,26 +64,40 @@ def invert(
     return dataclasses.replace(images, patches=images.patches.half().float())
 
 
-def invert_into(teacher: Teacher, job: Inversion, folder: Path, progress: Progress = quiet) -> list[Path]:
-    """Make every shard of `job` in `folder` that is not there yet; returns all paths in order.
+def invert_into(
+    teacher: Teacher, job: Inversion, folder: Path, progress: Progress = quiet, part: Part | None = None
+) -> list[Path]:
+    """Make every shard of `job` in `folder` that is not there yet; returns all paths in order, when all are there.
+
+    Any number of processes may do so at once: each shard is made by one of them, and the others wait for it. With a
+    `part`, only its shards are made, nothing is waited for, and those paths are returned that are there.
 
     Shards are written in the background while the next is made. Beside the first, PRI leaves `progress.safetensors`:
     `canvas` [v, R, C, H, W], whole pictures of R trajectories at each detachment point, and `trajectory` [R].
     """
     inverter = Inverter(teacher, job)  # refuses before the folder is made
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"shard-{number:05d}.safetensors" for number in range(len(inverter.job.shards()))]
-    with ThreadPoolExecutor(1) as writer:
+    whole = part or Part(0, 1)
+    left = numbers = list(whole.numbers(len(inverter.wanted)))
+    told = Tally(progress, WHAT, len(numbers), job.iterations)
+    with ShardFolder(folder, inverter.wanted) as shards, ThreadPoolExecutor(1) as writer:
         written = writer.submit(lambda: None)
-        for number, path in enumerate(paths):
-            beside = number > 0 or job.method != "pri" or _whole_progress(path.with_name(PROGRESS))
-            if not (beside and inverter.made(path, number)):
-                images, pictures = inverter.shard(number, progress)
-                written.result()
-                written = writer.submit(_write, images, pictures if number == 0 else None, path)
-            progress(WHAT, (number + 1) * job.iterations, len(paths) * job.iterations, math.nan)
-        written.result()
-    return paths
+        while left:
+            held = []  # by others
+            for number in left:
+                if not shards.made(number):
+                    if not shards.take(number):
+                        held.append(number)
+                        continue
+                    images, pictures = inverter.shard(number, told.within(number))
+                    written.result()
+                    written = writer.submit(shards.publish, number, images, pictures)
+                told.one_more()
+            written.result()
+            left = [] if part else held
+            if left:
+                progress(WAITING, len(numbers) - len(left), len(numbers), math.nan)
+                time.sleep(POLL_S)
+    return [path for path in map(shards.shard, numbers) if path.is_file()]
 
 
 def invert_shard(teacher: Teacher, job: Inversion, number: int, progress: Progress = quiet) -> SparseImages:
@@ -152,17 +169,17 @@ class Inverter:
         self.model = working_copy(teacher.model, self.dtype)
         self.most_at_once: int | None = None
 
+    @cached_property
+    def wanted(self) -> Wanted:
+        """What the job's shards are to be."""
+        metadata = shard_metadata(self.teacher, self.job, 0, self.dtype)
+        own = {"shard", "trajectories", *(["dtype"] if self.job.precision == "auto" else [])}
+        common = {key: value for key, value in metadata.items() if key not in own}
+        return Wanted(self.job.trajectories, len(self.job.shards()[0]), common)
+
     def made(self, path: Path, number: int) -> bool:
         """Whether `path` is a whole shard made with exactly these settings."""
-        if not path.is_file():
-            return False
-        try:
-            found = SparseImages.load(path).metadata
-        except InputError:
-            return False
-        either = {"format", "dtype"} if self.job.precision == "auto" else {"format"}
-        wanted = shard_metadata(self.teacher, self.job, number, self.dtype)
-        return all(found.get(key) == value for key, value in wanted.items() if key not in either)
+        return is_made(path, number, self.wanted)
 
     def shard(self, number: int, progress: Progress = quiet) -> tuple[SparseImages, dict[str, Tensor]]:
         """The images of one shard, and the tensors of its progress. Out of memory, fewer pass the model at once."""
@@ -208,24 +225,8 @@ class Inverter:
         return joined[torch.argsort(joined.trajectory * len(self.stages) + joined.stage, stable=True)], grown
 
 
-def _whole_progress(path: Path) -> bool:
-    try:
-        return bool(read_tensors(path, PROGRESS_FORMAT, "it is made again.")[0])
-    except InputError:
-        return False
-
-
 def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _write(images: SparseImages, pictures: dict[str, Tensor] | None, path: Path) -> None:
-    """Save a shard, and before it, where `pictures` are given, what goes beside it."""
-    if pictures and images.metadata["method"] == "pri":
-        write_tensors(path.with_name(PROGRESS), pictures, {**images.metadata, "format": PROGRESS_FORMAT})
-    elif pictures:
-        path.with_name(PROGRESS).unlink(missing_ok=True)
-    images.save(path)
 
 
 def _images(

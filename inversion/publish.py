@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
 def publish(path: Path, data: bytes) -> None:
     """Put `data` at `path` in one step that an interruption cannot split; an `OSError` names `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # two hosts may give two processes one number
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)

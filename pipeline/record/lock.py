@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from inversion.claims import folder_time, sweep
 from inversion.errors import InputError
 from inversion.publish import publish
 
@@ -18,7 +19,9 @@ OWNER = ".owner"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep other processes out of it; `InputError` where one is in it, or it cannot be written."""
+    """Make `folder` and keep other processes out of it; `InputError` where one is in it, or it cannot be written.
+
+    Its shards are claimed one by one (`inversion.claims`): who makes some of them needs no lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
@@ -28,18 +31,26 @@ def hold(folder: Path) -> Iterator[None]:
             f"run folder {str(folder)!r} is in use by process {_owner(folder)}: wait for it, or take another --out."
         ) from None
     except OSError as error:
-        raise InputError(
-            f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out."
-        ) from error
+        raise _not_writable(folder, error) from error
     try:
         require_no_way_out(folder)
         publish(folder / OWNER, str(os.getpid()).encode())
-        for left in folder.rglob(".*.partial"):  # by a process that was killed while it wrote
-            left.unlink()
+        for place in {path.parent for path in folder.rglob(".*.partial")}:  # of killed processes
+            sweep(place)
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def enter(folder: Path) -> None:
+    """Make `folder`, in which other processes may be at work; `InputError` where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder_time(folder)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    require_no_way_out(folder)
 
 
 def require_no_way_out(folder: Path) -> None:
@@ -48,6 +59,10 @@ def require_no_way_out(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and not _leads_into(path, whole):
             raise InputError(f"{str(path)!r} is a link that leads out of its run folder: remove it.")
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"run folder {str(folder)!r} is not writable ({error.strerror}): take another with --out.")
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

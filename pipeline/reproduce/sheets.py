@@ -10,9 +10,10 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from inversion.confidence import target_confidence
+from inversion.folder import PROGRESS_FORMAT
 from inversion.images import SparseImages
-from inversion.inverter import PROGRESS, PROGRESS_FORMAT
 from inversion.job import Inversion
+from inversion.shards import PROGRESS
 from inversion.tensorfile import read_tensors
 from pipeline.reproduce.laboratory import Laboratory, answers, features
 from pipeline.reproduce.result import Cell, Result

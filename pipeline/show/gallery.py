@@ -16,10 +16,11 @@ from torch import Tensor
 
 from inversion.confidence import target_confidence
 from inversion.errors import InputError, PatchRebirthError
+from inversion.folder import PROGRESS_FORMAT
 from inversion.images import SparseImages, load_images
-from inversion.inverter import PROGRESS, PROGRESS_FORMAT
 from inversion.machine import choose_device
 from inversion.publish import publish
+from inversion.shards import PROGRESS
 from inversion.sparse import patchify, take
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors

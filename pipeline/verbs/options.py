@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from export.edge.profile import require_batches
 from inversion.errors import InputError
+from inversion.shards import Part
 
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 Checkpoint = Annotated[
@@ -41,6 +43,9 @@ Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cu
 Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="The lines of run.log, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+"""Which task of an array this is, and how many there are."""
 
 
 def parse_archs(text: str) -> tuple[str, ...]:
@@ -80,6 +85,20 @@ def batch_of(text: str | None) -> int | None:
     if not text.isdecimal():
         raise InputError(f"--batch {text!r} is no number of images: write 128 or the like, or auto.")
     return int(text)
+
+
+def part_of(text: str | None, environment: Mapping[str, str]) -> Part | None:
+    """`3/4`; where nothing is given, the part of this task of a Slurm array. None outside of one: the whole job."""
+    if text is not None:
+        return Part.parse(text)
+    index, count = (environment.get(name) for name in SLURM)
+    if index is None or count is None:
+        return None
+    if not (index.isdecimal() and count.isdecimal()):
+        raise InputError(
+            f"{' and '.join(SLURM)} are {index!r} and {count!r}, no numbers: give --shard 0/4 or the like."
+        )
+    return Part(int(index), int(count))
 
 
 def _numbers(text: str | None, flag: str) -> tuple[float, ...] | None:

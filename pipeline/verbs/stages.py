@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from export.edge.profile import PRECISION, require_precision
 from inversion.errors import InputError
+from inversion.job import AUTO_BATCH
 from pipeline.verbs.options import (
     Bits,
     Checkpoint,
@@ -41,6 +43,7 @@ from pipeline.verbs.options import (
     flags_of,
     parse_archs,
     parse_batches,
+    part_of,
     require_place,
 )
 
@@ -66,11 +69,17 @@ def invert(
     seed: Seed = None,
     threads: Threads = None,
     device: Device = "auto",
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: every Nth shard from I on, as in 0/4; in a Slurm array, the task's own.")
+    ] = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Teacher in, shards of sparse synthetic images out."""
+    """Teacher in, shards of sparse synthetic images out.
+
+    Any number of processes may fill one folder: each shard is made by one of them.
+    """
     flags = flags_of(
         teacher=teacher, checkpoint=checkpoint, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
         interpolation=interpolation, effort=effort, seed=seed, threads=threads,
@@ -83,18 +92,23 @@ def invert(
     from pipeline.recipe.resolve import make_recipe
 
     chosen = make_recipe(flags, recipe, overrides or (), "invert")
+    part = part_of(shard, os.environ)
+    if part and chosen.inversion.batch == AUTO_BATCH:
+        raise InputError(f"--shard {part} needs the same shards on every GPU: give --batch as a number, not auto.")
 
     from inversion.machine import choose_device
-    from pipeline.record.lock import hold
+    from pipeline.record.lock import enter
     from pipeline.run.job import Places
     from pipeline.run.preflight import preflight
     from pipeline.run.stages.invert import Invert
     from pipeline.show.display import Display
 
-    stage = Invert()
-    job = preflight(chosen, choose_device(device), replace(Places.run(out), images=out), Display(quiet), [stage])
-    with hold(out):
-        stage.after(job, stage.run(job).metrics)
+    stage, display = Invert(part), Display(quiet)
+    job = preflight(chosen, choose_device(device), replace(Places.run(out), images=out), display, [stage])
+    enter(out)
+    if part:
+        display.say(f"shards {part} of the job{'' if shard else ', as SLURM_ARRAY_TASK_ID and _COUNT say'}")
+    stage.after(job, stage.run(job).metrics)
 
 
 def quantize(

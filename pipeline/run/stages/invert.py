@@ -7,10 +7,12 @@ from pathlib import Path
 
 from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
-from inversion.images import load_images
-from inversion.inverter import PROGRESS, invert_into, plan, settle
+from inversion.folder import remove_others
+from inversion.images import SparseImages, join
+from inversion.inverter import invert_into, plan, settle
 from inversion.job import Inversion
 from inversion.machine import require_memory
+from inversion.shards import PROGRESS, Part
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.recipe.recipe import Recipe
@@ -32,6 +34,10 @@ class Invert(Stage):
     libraries = ("torch", "timm")
     unfinished = ("images/*.safetensors",)
 
+    def __init__(self, part: Part | None = None) -> None:
+        """With a `part`, only those shards are made, beside whatever other processes make."""
+        self.part = part
+
     def reads(self, job: Job) -> Facts:
         return {
             "teacher": reads.of_teacher(job.teacher),
@@ -46,7 +52,7 @@ class Invert(Stage):
         require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
 
     def run(self, job: Job) -> StageResult:
-        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display)
+        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display, self.part)
         progress = job.places.images / PROGRESS
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
 
@@ -63,19 +69,24 @@ def require_enough(recipe: Recipe) -> None:
         )
 
 
-def invert_with_bar(teacher: Teacher, job: Inversion, folder: Path, display: Display) -> list[Path]:
-    """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go."""
+def invert_with_bar(
+    teacher: Teacher, job: Inversion, folder: Path, display: Display, part: Part | None = None
+) -> list[Path]:
+    """Every shard of `job` in `folder`, and no other: those of an earlier, longer job go. Or those of a `part`, and
+    the rest of the folder stays as it is."""
     job = settle(teacher, job)
     with display.progress() as progress:
-        paths = invert_into(teacher, job, folder, progress)
-    for stale in set(folder.glob("shard-*.safetensors")) - set(paths):
-        stale.unlink()
+        paths = invert_into(teacher, job, folder, progress, part)
+    if part is None:
+        remove_others(folder, paths)
     return paths
 
 
 def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
     """How many there are, how sure the teacher is of them by stage, and a sentence for whatever makes them poor."""
-    images = load_images(shards[0].parent)
+    if not shards:  # others make all of this part
+        return {}
+    images = join([SparseImages.load(path) for path in shards])
     confidence = target_confidence(teacher, images)
     return {
         "images": len(images),

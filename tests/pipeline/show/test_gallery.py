@@ -16,9 +16,11 @@ from torch import Generator, Tensor
 
 from inversion.confidence import target_confidence
 from inversion.errors import InputError
+from inversion.folder import PROGRESS_FORMAT
 from inversion.images import TYPES, SparseImages, load_images
-from inversion.inverter import PROGRESS, PROGRESS_FORMAT, invert_into
+from inversion.inverter import invert_into
 from inversion.job import Inversion
+from inversion.shards import PROGRESS
 from inversion.sparse import patchify, sparse_forward
 from inversion.teacher import Teacher, load_teacher
 from inversion.tensorfile import read_tensors, write_tensors
