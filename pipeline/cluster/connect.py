@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversion.errors import InputError, MachineError, PatchRebirthError
 
+if TYPE_CHECKING:
+    import torch
+
 LOCAL = "local"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # by itself it asks 20 times, 40 s each, for a cluster that is gone
+}
+"""What Ray reads when it is loaded, where nothing else was said."""
+KNOCK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,15 +88,23 @@ def connected(address: str | None, trainers: int | None = None, device: str = "a
     ray = load_ray()
     _join(ray, address)
     try:
-        gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         yield Cluster(address, gpu, trainers or 0)
     finally:
         ray.shutdown()
 
 
+def place_of(device: str, cluster: Cluster | None) -> torch.device:
+    """Where this process works: with a cluster, `cuda` is asked of that, and here is taken what there is."""
+    from inversion.machine import choose_device
+
+    return choose_device("auto" if cluster and cluster.gpu else device)
+
+
 def load_ray() -> Any:
     """The package. Raises `MachineError` where it is missing."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.exceptions
@@ -99,18 +117,35 @@ def load_ray() -> Any:
 
 def _join(ray: Any, address: str) -> None:
     """Connect, and leave signals as they were: Ray takes SIGTERM for itself where it starts a machine."""
+    _require_open(address)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     here = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
-        why = str(error).strip().split("\n")[0].rstrip(". ")
-        raise MachineError(
-            f"no Ray cluster answers at {address!r} ({why}): start one with `ray start --head`, or take --ray local."
-        ) from None
+        raise _no_cluster(address, str(error).strip().split("\n")[0].rstrip(". ")) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _require_open(address: str) -> None:
+    """Raises `MachineError` where nothing listens at HOST:PORT: Ray itself would ask for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    if not port.isdecimal():
+        raise InputError(f"--ray {address!r} is no address: write auto, local, or HOST:PORT as in 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _no_cluster(address: str, why: str) -> MachineError:
+    return MachineError(
+        f"no Ray cluster answers at {address!r} ({why}): start one with `ray start --head`, or take --ray local."
+    )
 
 
 def cause_of(error: Exception, what: str) -> Exception:

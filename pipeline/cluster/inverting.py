@@ -71,7 +71,7 @@ class Tasks:
 def invert_into(
     cluster: Cluster, teacher: Teacher, job: Inversion, threads: int, folder: Path, progress: Progress = quiet
 ) -> list[Path]:
-    """`inversion.inverter.invert_into` with the shards made on `cluster`, each on so many `threads`: the same files with
+    """`inversion.inverter.invert_into` with the shards made on `cluster`, each on so many `threads`: the same files of
     the same bytes, and other processes may fill the folder meanwhile, too."""
     inverter = Inverter(teacher, job)  # refuses before the folder is made
     left = numbers = list(range(len(inverter.wanted)))

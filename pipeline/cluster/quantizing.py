@@ -130,7 +130,9 @@ def _trainer(cluster: Cluster, threads: int, team: int, storage: str, config: di
         take_part,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=team, use_gpu=cluster.gpu, resources_per_worker=each),
-        run_config=RunConfig(name="quantize", storage_path=storage, failure_config=FailureConfig(max_failures=FAILURES)),
+        run_config=RunConfig(
+            name="quantize", storage_path=storage, failure_config=FailureConfig(max_failures=FAILURES)
+        ),
     )
 
 
