@@ -148,12 +148,12 @@ def _no_cluster(address: str, why: str) -> MachineError:
     )
 
 
-def cause_of(error: Exception, what: str) -> Exception:
+def cause_of(error: BaseException, what: str) -> BaseException:
     """What to raise for an error that Ray reports of `what`: the worker's own error, without Ray's wrapping, or where
     its machine was lost too often, a sentence."""
     ray = load_ray()
     if isinstance(error, ray.exceptions.RayTaskError):
-        cause: Exception = error.cause
+        cause: BaseException = error.cause
         return cause_of(cause, what) if isinstance(cause, ray.exceptions.RayError) else cause
     if isinstance(error, PatchRebirthError) or not isinstance(error, ray.exceptions.RayError):
         return error

@@ -91,7 +91,7 @@ def quantize(
         keeper = _keeper(ray, checkpoint.read_bytes() if checkpoint.is_file() else None)
         shared = [ray.put(Work(**{**vars(work), "teacher": packed(work.teacher)}))]
         trainer = _trainer(cluster, threads, team, storage, {"keeper": keeper, "work": shared, "threads": threads})
-        ended: list[Exception | None] = []
+        ended: list[BaseException | None] = []
         # in a thread of its own: in the first one, Ray Train would take Ctrl-C for itself
         fitting = threading.Thread(target=lambda: ended.append(_error_of(trainer)), daemon=True)
         fitting.start()
@@ -136,13 +136,15 @@ def _trainer(cluster: Cluster, threads: int, team: int, storage: str, config: di
     )
 
 
-def _error_of(trainer: Any) -> Exception | None:
-    """Let the training run; returns what ended it, where it did not end well."""
+def _error_of(trainer: Any) -> BaseException | None:
+    """Let the training run; returns what ended it, where it did not end well: of what workers raised, that one is gone
+    before that others miss it."""
     try:
         trainer.fit()
-    except Exception as error:
-        failures = getattr(error, "worker_failures", {})
-        return next(iter(failures.values()), error)
+    except BaseException as error:  # Ctrl-C too: this is no place for a traceback
+        failures = [*getattr(error, "worker_failures", {}).values()]
+        lost = [failure for failure in failures if isinstance(failure, load_ray().exceptions.RayError)]
+        return next(iter(lost + failures), error)
     return None
 
 
