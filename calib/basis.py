@@ -20,6 +20,7 @@ import torch
 from timm.layers import LayerScale, RmsNorm
 from torch import Tensor, nn
 
+from calib.parallel import ALONE, Workers, part_of
 from calib.views import Views
 from inversion.plainvit import PlainViT, heads_of, tokens_of
 
@@ -74,32 +75,34 @@ def rotate(model: PlainViT, rotations: Rotations) -> PlainViT:
 
 
 @torch.no_grad()
-def centre(model: PlainViT, views: Views) -> PlainViT:
+def centre(model: PlainViT, views: Views, workers: Workers = ALONE) -> PlainViT:
     """A copy of `model` that computes the same, in which what each norm gives has mean 0 in each channel on `views`:
     the mean leaves by the norm's shift and comes back by the bias of the linears behind it. Norms and linears without
     a place for it stay."""
     centred = copy.deepcopy(model)
-    means: dict[nn.Module, tuple[Any, int]] = {}
     places: list[tuple[Any, list[Any]]] = [
         (norm, linears)
         for norm, linears in _readers(centred)
         if getattr(norm, "bias", None) is not None and all(linear.bias is not None for linear in linears)
     ]
 
+    # of each norm, the sum of what it gave and how often it gave something
+    seen: dict[nn.Module, Tensor] = {norm: torch.zeros(len(norm.bias) + 1).to(norm.bias).double() for norm, _ in places}
+
     def see(norm: nn.Module, _: Any, output: Tensor) -> None:
         rows = output.flatten(0, -2).double()
-        total, count = means.get(norm, (0.0, 0))
-        means[norm] = total + rows.sum(0), count + len(rows)
+        seen[norm][:-1] += rows.sum(0)
+        seen[norm][-1] += len(rows)
 
     hooks = [norm.register_forward_hook(see) for norm, _ in places]
-    views.logits(centred)
+    part_of(views, workers).logits(centred)
     for hook in hooks:
         hook.remove()
     for norm, linears in places:
-        total, count = means[norm]
+        mean = workers.total(seen[norm])[:-1] / seen[norm][-1]
         for linear in linears:
-            linear.bias.add_(linear.weight.double() @ (total / count))
-        norm.bias.sub_(total / count)
+            linear.bias.add_(linear.weight.double() @ mean)
+        norm.bias.sub_(mean)
     return centred
 
 

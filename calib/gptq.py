@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.layers import quantized_layers
+from calib.parallel import ALONE, Workers, part_of
 from calib.scheme import integer_range
 from calib.views import Views
 from inversion.errors import InputError
@@ -43,6 +44,7 @@ def round_model(
     damping: float = DAMPING,
     progress: Progress = quiet,
     saliency: Sequence[Mapping[str, Tensor]] | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, Tensor]:
     """Change those `block_linears` of `model` that `bits` names so that rounding them to nearest is GPTQ's rounding;
     returns their integers [out, in] (int8) by name.
@@ -54,12 +56,13 @@ def round_model(
     A layer's inputs are what `views` bring it behind all layers that were rounded before; where `model` quantizes its
     inputs, they are those before that. `progress` counts layers.
 
-    `saliency` (`calib.saliency`, a table a batch of `views`) says how much each token [B, T, G] counts for each of G
-    groups of a layer's outputs; without it all count alike.
+    `saliency` (`calib.saliency`, a table a batch of what this worker sees) says how much each token [B, T, G] counts
+    for each of G groups of a layer's outputs; without it all count alike. Several `workers` add up what their shares of
+    the views bring, and each rounds by the sums.
 
     Raises `InputError` for inputs that are not finite.
     """
-    tokens = _first_tokens(model, views)
+    tokens = _first_tokens(model, part_of(views, workers))
     integers: dict[str, Tensor] = {}
     for number, block in enumerate(model.blocks):
         for part, layer in quantized_layers(block).items():
@@ -67,7 +70,7 @@ def round_model(
             if name not in bits:
                 continue
             counts = [batch[name] for batch in saliency] if saliency else None
-            hessians = layer_hessians(layer, block, tokens, counts)
+            hessians = layer_hessians(layer, block, tokens, counts, workers)
             if not bool(torch.isfinite(hessians).all()):
                 raise InputError(f"the inputs of {name} are not finite numbers: the teacher or the images are broken.")
             low, high = integer_range(bits[name])
@@ -84,10 +87,15 @@ def round_model(
 
 
 def layer_hessians(
-    layer: nn.Linear, block: Module, tokens: Sequence[Tensor], saliency: Sequence[Tensor] | None = None
+    layer: nn.Linear,
+    block: Module,
+    tokens: Sequence[Tensor],
+    saliency: Sequence[Tensor] | None = None,
+    workers: Workers = ALONE,
 ) -> Tensor:
     """Sums of x x^T [G, in, in] (float64) over the inputs x that `layer` gets when `block` runs on `tokens` [B, T, D],
-    for each group of outputs times what the token counts there, `saliency` [B, T, G]; without it one sum."""
+    for each group of outputs times what the token counts there, `saliency` [B, T, G]; without it one sum. Added up over
+    all `workers`."""
     size = layer.in_features
     counts = saliency or [batch.new_ones(*batch.shape[:2], 1) for batch in tokens]
     total = torch.zeros(counts[0].shape[-1], size, size, dtype=torch.float64, device=layer.weight.device)
@@ -104,6 +112,7 @@ def layer_hessians(
     for batch in tokens:
         with suppress(_SeenEnough):  # what the block does behind the layer is not needed
             _run_hooked(layer, add, partial(block, batch))
+    total = workers.total(total)
     return total.tril() + total.tril(-1).mT
 
 

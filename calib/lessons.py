@@ -8,8 +8,10 @@ from torch import Generator, Tensor
 from calib.augment import random_crops
 from calib.features import feature_error, forward_features
 from calib.fidelity import kl_to_teacher
+from calib.parallel import ALONE, Workers
 from calib.settings import Training
 from calib.views import Views
+from inversion.errors import InputError
 from inversion.machine import choose_precision
 from inversion.plainvit import PlainViT
 from inversion.sparse import patchify, sparse_forward, unpatchify
@@ -20,10 +22,16 @@ class Lessons:
 
     Of images that are shown as they are, the teacher's answers are computed once; of crops, and where the tokens behind
     its blocks count too, anew.
+
+    Several `workers` draw the same batches, of which each takes its part; their losses add up to that of one alone.
+    Raises `InputError` where a batch is too small for that.
     """
 
-    def __init__(self, teacher: PlainViT, images: Views, settings: Training) -> None:
-        self.teacher, self.images, self.settings = teacher, images, settings
+    def __init__(self, teacher: PlainViT, images: Views, settings: Training, workers: Workers = ALONE) -> None:
+        self.teacher, self.images, self.settings, self.workers = teacher, images, settings, workers
+        least = min([settings.batch, *(len(kept) for _, kept in images.groups)])
+        if settings.updates and least < workers.size:
+            raise InputError(f"{workers.size} workers share batches of {least} images: take fewer workers.")
         self.generator = Generator().manual_seed(settings.seed)
         self.rows = [_Rows(len(kept), self.generator) for _, kept in images.groups]
         self.device = images.groups[0][0].device
@@ -32,13 +40,18 @@ class Lessons:
         self.logits = images.logits(teacher) if once else None
 
     def next(self, student: PlainViT) -> tuple[Tensor, Tensor]:
-        """(loss, KL to the teacher alone, detached) of `student` on the next batch."""
+        """(loss, KL to the teacher alone, detached) of `student` on the next batch, or this worker's part of both."""
         group, rows = self.draw()
         patches, kept = (part[rows] for part in self.images.groups[group])
         if self.settings.crops:
-            patches = self._cropped(patches)
+            patches = self._cropped(patches)  # all of them, as the generator gives each its own
         known = self.logits[group][rows] if self.logits else None
+        if self.workers.size > 1:
+            own = slice(self.workers.rank, None, self.workers.size)
+            patches, kept, known = patches[own], kept[own], None if known is None else known[own]
         divergence, errors = self._compare(student, patches, kept, known)
+        if self.workers.size > 1:
+            divergence = divergence * (len(kept) / len(rows))
         return divergence + self.settings.feature_weight * errors, divergence.detach()
 
     def _compare(self, student: PlainViT, patches: Tensor, kept: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,7 +61,7 @@ class Lessons:
                 with torch.no_grad():
                     target, theirs = forward_features(self.teacher, patches, kept)
                 answer, ours = forward_features(student, patches, kept)
-                errors = feature_error(ours, theirs)
+                errors = feature_error(ours, theirs, self.workers)
             else:
                 with torch.no_grad():
                     target = sparse_forward(self.teacher, patches, kept) if known is None else known

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from calib.fidelity import Fidelity, fidelity
 from calib.lessons import Lessons
 from calib.lsq import keep_positive, learn_steps
+from calib.parallel import ALONE, Workers, agreed_fidelity, sum_gradients
 from calib.settings import Training
 from calib.training_checkpoint import Checkpoint
 from calib.views import Views
@@ -46,21 +47,23 @@ def train(
     settings: Training,
     progress: Progress = quiet,
     checkpoint: Checkpoint | None = None,
+    workers: Workers = ALONE,
 ) -> Outcome:
     """Train `student` in place; it ends with the weights and steps of least KL on `held_out`.
 
     Those may be the ones that it came with: training that does not help on held-out synthetic images changes
-    nothing. With a `checkpoint`, what was saved there goes on, with the bytes that it would have had. Raises
-    `NumericalError` when the loss stops being finite.
+    nothing. With a `checkpoint`, what was saved there goes on, with the bytes that it would have had. Several `workers`
+    with equal students make each update together, and worker 0 saves. Raises `NumericalError` when the loss stops being
+    finite.
     """
-    trainer = Trainer(student, teacher, images, held_out, settings)
+    trainer = Trainer(student, teacher, images, held_out, settings, workers)
     if checkpoint and checkpoint.saved:
         trainer.restore(*checkpoint.saved)
         checkpoint.saved = None  # five times the model: not needed twice
     else:
         trainer.best.check(student, None, 0)
     while trainer.goes_on():
-        if checkpoint and (checkpoint.due or not trainer.done):
+        if checkpoint and workers.rank == 0 and (checkpoint.due or not trainer.done):
             checkpoint.save(trainer.tensors(), trainer.about())
         divergence = trainer.update()
         progress("training", trainer.done, settings.updates, divergence)
@@ -77,17 +80,18 @@ class Trainer:
         images: Views,
         held_out: Views,
         settings: Training,
+        workers: Workers = ALONE,
     ) -> None:
-        self.student, self.settings, self.done = student, settings, 0
+        self.student, self.settings, self.workers, self.done = student, settings, workers, 0
         self.steps = learn_steps(student)
-        self.lessons = Lessons(teacher, images, settings)
+        self.lessons = Lessons(teacher, images, settings, workers)
         if self.lessons.half:
             prefer_plain_attention(student)
         self.optimizer = _optimizer(student, self.steps, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: _rate(done, settings))
         module: Any = student  # an nn.Module, as torch's average wants it
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        self.best = _Best(held_out, held_out.logits(teacher))
+        self.best = _Best(held_out, held_out.logits(teacher), workers)
 
     def goes_on(self) -> bool:
         return self.done < self.settings.updates and self.best.stale < self.settings.patience
@@ -97,6 +101,7 @@ class Trainer:
         loss, divergence = self.lessons.next(self.student)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss, divergence = sum_gradients([*self.student.parameters()], (loss, divergence), self.workers)
         self.optimizer.step()
         self.schedule.step()
         keep_positive(self.steps)
@@ -160,15 +165,16 @@ class _Best:
     fidelity: Fidelity
     state: dict[str, Tensor]
 
-    def __init__(self, held_out: Views, logits: list[Tensor]) -> None:
-        self.held_out, self.logits = held_out, logits
+    def __init__(self, held_out: Views, logits: list[Tensor], workers: Workers = ALONE) -> None:
+        self.held_out, self.logits, self.workers = held_out, logits, workers
         self.update, self.averaged, self.stale = 0, False, 0
         self.history: list[tuple[int, Fidelity]] = []
 
     def check(self, student: PlainViT, average: Any | None, update: int) -> None:
         """Judge `student` and, where there is one, the average; the better of both enters the history."""
-        judged = [(fidelity(model, self.held_out, self.logits), model) for model in (student, average) if model]
-        now, model = min(judged, key=lambda pair: pair[0])
+        models = [model for model in (student, average) if model]
+        judged = [agreed_fidelity(fidelity(model, self.held_out, self.logits), self.workers) for model in models]
+        now, model = min(zip(judged, models, strict=True), key=lambda pair: pair[0])
         first = not self.history
         self.history.append((update, now))
         self.stale += 1

@@ -20,6 +20,7 @@ from calib.fidelity import Fidelity
 from calib.freeze import freeze
 from calib.gptq import block_linears, round_model
 from calib.layers import quantized_layers
+from calib.parallel import ALONE, Workers, agree
 from calib.qat import Outcome, train
 from calib.ranges import calibrate, insert_quantizers, some_ranges
 from calib.rotation import learn_rotations, rounding_error
@@ -79,6 +80,7 @@ def quantize(
     training: Training = TRAINING,
     progress: Progress = quiet,
     checkpoint: Path | None = None,
+    workers: Workers = ALONE,
 ) -> Quantized:
     """Change the basis, set ranges, round weights, then learn steps and weights, from `images` and dead leaves alone.
 
@@ -90,10 +92,13 @@ def quantize(
     `progress` is told of basis, ranges, saliency, rounding and training, with the error or KL where there is one.
     Interrupted in training, the same call with the same `checkpoint` goes on from what the file there holds, and ends
     with the same bytes; whoever has published the result removes it.
+
+    Several `workers` (`calib.parallel`), in a process each, call it alike and share the images; all get the same
+    result, which is that of one within rounding. Worker 0 alone saves a `checkpoint`; each reads its own copy of it.
     """
     scheme = QuantScheme.parse(scheme) if isinstance(scheme, str) else scheme
     show, held_out = material(teacher, images, calibration)
-    identity = _identity(teacher, images, scheme, basis, calibration, rounding, training)
+    identity = _identity(teacher, images, scheme, workers.size, basis, calibration, rounding, training)
     kept = Checkpoint(checkpoint, identity) if checkpoint else None
     if kept and kept.saved:
         tensors, notes = kept.saved[0], kept.saved[1]["notes"]
@@ -103,13 +108,14 @@ def quantize(
         method, tried = notes["method"], {name: Fidelity(**value) for name, value in notes["tried"].items()}
     else:
         model, about, rotations = change_basis(teacher.model, scheme, basis, progress)
-        student = quantizable(model, scheme, show(calibration.views))
-        method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, progress)
-        round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, progress)
+        student = quantizable(model, scheme, show(calibration.views), workers)
+        method, tried = set_ranges(student, model, show(calibration.views), held_out, calibration, progress, workers)
+        round_weights(student, model, scheme, show(rounding.views), rounding, calibration.seed, progress, workers)
+        agree(student, workers)
     if kept:
         notes = {"method": method, "tried": {name: dataclasses.asdict(value) for name, value in tried.items()}}
         kept.carry({f"{CARRIED}{name}": value for name, value in rotations.tensors().items()}, notes)
-    outcome = train(student, model, show(training.views), held_out, training, progress, kept)
+    outcome = train(student, model, show(training.views), held_out, training, progress, kept, workers)
     return Quantized(freeze(student, teacher, scheme), about, method, tried, outcome)
 
 
@@ -133,10 +139,10 @@ def change_basis(
     return rotated, Rebased(basis.method, left_out, before, rounding_error(rotated, bits)), rotations
 
 
-def quantizable(model: PlainViT, scheme: QuantScheme, views: Views) -> PlainViT:
+def quantizable(model: PlainViT, scheme: QuantScheme, views: Views, workers: Workers = ALONE) -> PlainViT:
     """A copy of `model` with quantizers; below 8 bits of activations, its norms' outputs are centred on `views`: of so
     few steps, none should be spent on a constant."""
-    return insert_quantizers(centre(model, views) if scheme.activation_bits < 8 else model, scheme)
+    return insert_quantizers(centre(model, views, workers) if scheme.activation_bits < 8 else model, scheme)
 
 
 def set_ranges(
@@ -146,19 +152,21 @@ def set_ranges(
     held_out: Views,
     calibration: Calibration,
     progress: Progress = quiet,
+    workers: Workers = ALONE,
 ) -> tuple[str, dict[str, Fidelity]]:
     """The ranges of all activations of `student`, a quantized copy of `model`, weights being float meanwhile."""
     with float_weights(student):
-        return calibrate(student, model, views, held_out, calibration, progress)
+        return calibrate(student, model, views, held_out, calibration, progress, workers)
 
 
-def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, *settings: Any) -> str:
+def _identity(teacher: Teacher, images: SparseImages, scheme: QuantScheme, workers: int, *settings: Any) -> str:
     """A hash of all that the result depends on."""
-    about = [teacher.sha256, images.sha256(), [dataclasses.asdict(part) for part in (scheme, *settings)]]
+    about: list[object] = [teacher.sha256, images.sha256(), [dataclasses.asdict(part) for part in (scheme, *settings)]]
     about += [importlib.metadata.version(package) for package in ("torch", "timm", "nvidia-modelopt")]
     about.append(
         str(choose_precision(settings[-1].precision, teacher.device))
     )  # of training: auto may differ elsewhere
+    about += [workers] if workers > 1 else []
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,6 +197,7 @@ def round_weights(
     rounding: Rounding,
     seed: int = 0,
     progress: Progress = quiet,
+    workers: Workers = ALONE,
 ) -> None:
     """GPTQ, where `rounding` asks for it, for each attention and MLP weight below 8 bits of `student`, a quantized copy
     of `model`; `seed` is that of the tokens' saliency."""
@@ -200,8 +209,8 @@ def round_weights(
     saliency = None
     if rounding.saliency and bits:
         outputs = {name: model.get_submodule(name) for name in bits}
-        saliency = token_saliency(model, views, outputs, seed, progress)
-    round_model(student, views, scales, bits, rounding.damping, progress, saliency)
+        saliency = token_saliency(model, views, outputs, seed, progress, workers)
+    round_model(student, views, scales, bits, rounding.damping, progress, saliency, workers)
 
 
 @contextmanager

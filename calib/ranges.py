@@ -20,7 +20,9 @@ from torch import Generator, Tensor
 from calib.attention import QuantAttention, attention_layers, attention_quantizers
 from calib.fidelity import Fidelity, fidelity
 from calib.fisher import answer_gradients, images_of
+from calib.histograms import collect
 from calib.layers import layer_bits, quantized_layers
+from calib.parallel import ALONE, Workers, agreed_fidelity, part_of
 from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
 from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
@@ -96,26 +98,27 @@ def calibrate(
     held_out: Views,
     settings: Calibration,
     progress: Progress = quiet,
+    workers: Workers = ALONE,
 ) -> tuple[str, dict[str, Fidelity]]:
     """Set every activation range of `model` from `images`; returns the method taken and what each one tried gave.
 
     `auto` takes the method with the least KL to the teacher on the held-out synthetic images. `progress` counts
-    the images that `fisher` has seen.
+    the images that `fisher` has seen. Several `workers` share the images, and all set the same ranges.
     """
     quantizers, teacher_logits = input_quantizers(model), held_out.logits(teacher)
     methods = RANGE_METHODS if settings.method == AUTO else (settings.method,)
     if methods != (FISHER,):
         with _collecting(quantizers):
-            images.logits(model)
+            collect(model, [quantizer._calibrator for quantizer in quantizers.values()], images, workers)
     tried: dict[str, Fidelity] = {}
     found: dict[str, dict[str, Tensor]] = {}
     for method in methods:
         if method == FISHER:
-            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, progress)
+            fisher_ranges(model, images.first(SEARCH_IMAGES), settings.seed, progress, workers)
         else:
             for quantizer in quantizers.values():
                 _set_range(quantizer, method, model.pos_embed.device)
-        tried[method] = fidelity(model, held_out, teacher_logits)
+        tried[method] = agreed_fidelity(fidelity(model, held_out, teacher_logits), workers)
         found[method] = {name: quantizer.amax.clone() for name, quantizer in quantizers.items()}
     best = min(tried, key=lambda name: tried[name])
     for name, quantizer in quantizers.items():
@@ -123,30 +126,35 @@ def calibrate(
     return best, tried
 
 
-def fisher_ranges(model: PlainViT, images: Views, seed: int = 0, progress: Progress = quiet) -> None:
+def fisher_ranges(
+    model: PlainViT, images: Views, seed: int = 0, progress: Progress = quiet, workers: Workers = ALONE
+) -> None:
     """For each activation quantizer by itself, the share of its widest range that moves the answers least; `model` is
     float but for its quantizers, which are off meanwhile.
 
     To second order the KL to the float model is half the mean of (g . e)^2, of a quantizer's error e and the gradient g
     of the log likelihood of drawn answers (`calib.fisher`). Errors of rounding add up by chance, so that their share in
     it is told best by the sum of (g e)^2; those of clipping add up: both are counted. One forward and backward pass
-    serves all quantizers.
+    serves all quantizers; several `workers` share the images.
     """
     quantizers = input_quantizers(model)
     for quantizer in quantizers.values():
         quantizer.disable_quant()
-    widest = _largest_inputs(model, quantizers, images)
-    errors: dict[str, Tensor] = {}
+    own = part_of(images, workers)
+    widest = _largest_inputs(model, quantizers, own)
+    if workers.size > 1:
+        widest = {name: workers.largest(value.clone()) for name, value in widest.items()}
+    errors = {name: torch.zeros(len(_shares(bounds_of(quantizer))), dtype=torch.float64, device=model.pos_embed.device)
+              for name, quantizer in quantizers.items()}  # fmt: skip
     views, done = images if quantizers else Views(()), 0
-    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed)):
+    for seen in answer_gradients(model, views, quantizers, "inputs", Generator().manual_seed(seed), workers):
         for name, (inputs, gradients) in seen.items():
-            found = _answer_errors(inputs, gradients, widest[name], bounds_of(quantizers[name]))
-            errors[name] = errors.get(name, 0.0) + found
+            errors[name] += _answer_errors(inputs, gradients, widest[name], bounds_of(quantizers[name]))
         done += images_of(seen)
-        progress("ranges", done, len(images), math.nan)
+        progress("ranges", done, len(own), math.nan)
     for name, quantizer in quantizers.items():
-        share = _shares(bounds_of(quantizer))[int(errors[name].argmin())]
-        quantizer.amax = widest[name] * share
+        least = int(workers.total(errors[name]).argmin())
+        quantizer.amax = widest[name] * _shares(bounds_of(quantizer))[least]
         quantizer.enable_quant()
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from calib.fisher import answer_gradients, images_of
+from calib.fisher import answer_gradients, images_of, pass_over
+from calib.parallel import ALONE, Workers, part_of, parts_of
 from calib.views import Views
 from inversion.plainvit import PlainViT
 from inversion.progress import Progress, quiet
@@ -23,8 +24,10 @@ def token_saliency(
     layers: Mapping[str, nn.Module],
     seed: int = 0,
     progress: Progress = quiet,
+    workers: Workers = ALONE,
 ) -> list[dict[str, Tensor]]:
-    """For each batch of `views.batches()`, the saliency [B, T, GROUPS] of every layer's output tokens, mean 1 an image.
+    """For each batch of those of `views` that this worker sees (`calib.parallel.part_of`), the saliency [B, T, GROUPS]
+    of every layer's output tokens, mean 1 an image.
 
     It is the squared gradient of log p(y | image) to the output, mean over the group's channels, for answers y drawn
     from what `model` itself says: the diagonal of the Fisher information, which is the Hessian of the KL to the model.
@@ -37,13 +40,17 @@ def token_saliency(
     """
     generator, done = Generator().manual_seed(seed), 0
     found = []
-    for batch in views.batches():
-        squared: list[dict[str, Tensor]] = []
-        for part in answer_gradients(model, Views((batch,)), layers, "outputs", generator):
-            squared.append({name: _by_group(gradients) for name, (_, gradients) in part.items()})
-            done += images_of(part)
-            progress("saliency", done, len(views), math.nan)
-        found.append({name: _mean_one(torch.cat([part[name] for part in squared])) for name in layers})
+    total = len(part_of(views, workers))
+    for before, own, behind in parts_of(views, workers):
+        pass_over(before, generator)
+        for batch in own.batches():
+            squared: list[dict[str, Tensor]] = []
+            for part in answer_gradients(model, Views((batch,)), layers, "outputs", generator):
+                squared.append({name: _by_group(gradients) for name, (_, gradients) in part.items()})
+                done += images_of(part)
+                progress("saliency", done, total, math.nan)
+            found.append({name: _mean_one(torch.cat([part[name] for part in squared])) for name in layers})
+        pass_over(behind, generator)
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from inversion.publish import publish
+from pipeline.cluster.connect import Cluster
 from pipeline.deploy.folder import DEPLOY, clear, write_deploy
 from pipeline.recipe.recipe import MOST_THREADS, Recipe
 from pipeline.recipe.resolve import write_toml
@@ -38,16 +39,17 @@ def build(
     display: Display,
     anew_from: str | None = None,
     stale: Sequence[Path] = (),
+    cluster: Cluster | None = None,
 ) -> Manifest:
     """Every stage in one run folder; returns the manifest. What can be refused is refused before any work, and leaves
     an earlier verdict as it was.
 
     The stage `anew_from` and all after it run again, whatever they left there. `stale` are files elsewhere that tell an
-    earlier verdict: they go when work begins.
+    earlier verdict: they go when work begins. With a `cluster`, its machines invert and quantize.
     """
     require_enough(recipe)
     recipe = dataclasses.replace(recipe, threads=recipe.threads or threads_of(folder))
-    job = preflight(recipe, place, Places.run(folder), display, STAGES, judged=True)
+    job = preflight(recipe, place, Places.run(folder), display, STAGES, judged=True, cluster=cluster)
     with RunFolder(folder, display.log) as run:
         begin(run, job, stale)
         if anew_from:

@@ -26,6 +26,8 @@ from inversion.job import Inversion
 from inversion.publish import publish
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_tensors, write_tensors
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.inverting import Ahead
 from pipeline.judge.answers import Judge, Model, Pictures
 from pipeline.pictures.valdata import BATCH, ValData
 from pipeline.record.lock import hold
@@ -73,11 +75,16 @@ class Source:
     batch: int = 128
     epochs: int = 1
 
-    def batches(self, teacher: Teacher, out: Path, seed: int) -> Batches:
-        """Raises `InputError` where the images are not the teacher's."""
+    def batches(
+        self, teacher: Teacher, out: Path, seed: int, cluster: Cluster | None = None, threads: int = 1
+    ) -> Batches:
+        """Made on a `cluster` where one is given. Raises `InputError` where the images are not the teacher's."""
         if self.images is None:
             assert self.inversion is not None
-            return Streamed(Inverter(teacher, self.inversion), out / "images" if self.keep_images else None)
+            keep = out / "images" if self.keep_images else None
+            if cluster:
+                return Ahead(cluster, teacher, self.inversion, threads, keep)
+            return Streamed(Inverter(teacher, self.inversion), keep)
         images = load_images(self.images)
         require_images_of(teacher, images, self.images)
         return Stored(images, self.batch, self.epochs, seed)
@@ -91,7 +98,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """A distillation, as the command line states it; the student is judged `checks` times."""
+    """A distillation, as the command line states it; the student is judged `checks` times. On a `cluster`, a batch is
+    made on so many `threads`."""
 
     teacher: Teacher
     student: Student
@@ -99,6 +107,8 @@ class Job:
     settings: Distillation
     val_data: ValData | None = None
     checks: int = 10
+    cluster: Cluster | None = None
+    threads: int = 1
 
 
 def so_many(batches: int, inversion: Inversion) -> Inversion:
@@ -114,7 +124,7 @@ def distill(job: Job, out: Path, display: Display) -> Figures:
     Stopped at any moment, the same call goes on, at most SAVE_EVERY_S seconds and a batch earlier, and ends with the
     same student. Raises `InputError` where `out` holds another distillation.
     """
-    batches = job.source.batches(job.teacher, out, job.settings.seed)
+    batches = job.source.batches(job.teacher, out, job.settings.seed, job.cluster, job.threads)
     with hold(out):
         run = Run(job, batches, out, display)
         if finished := run.finished():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from export.edge.registry import choose_backend
 from inversion.teacher import Teacher
+from pipeline.cluster.connect import Cluster
 from pipeline.pictures.labels import known_labels
 from pipeline.pictures.valdata import ValData
 from pipeline.recipe.recipe import Recipe
@@ -38,7 +39,8 @@ class Places:
 class Job:
     """A recipe on this machine, with its teacher where it is to run: every stage works where the teacher is.
 
-    `pictures` are the real ones that judge. `made` are the records of stages that are done, by name.
+    `pictures` are the real ones that judge. `made` are the records of stages that are done, by name. A
+    `cluster` works for those stages that can send their work.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Job:
     display: Display
     pictures: ValData | None = None
     made: dict[str, StageRecord] = field(default_factory=dict)
+    cluster: Cluster | None = None
 
     @cached_property
     def backend(self) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from inversion.errors import InputError
 from inversion.machine import settle_sums
 from inversion.teacher import Teacher, load_teacher
+from pipeline.cluster.connect import Cluster
 from pipeline.pictures.valdata import ValData, judging_pictures
 from pipeline.recipe.recipe import Recipe
 from pipeline.run.job import Job, Places
@@ -20,14 +21,14 @@ from pipeline.show.display import Display
 
 def preflight(
     recipe: Recipe, place: torch.device, places: Places, display: Display, stages: Sequence[Stage] = (),
-    judged: bool = False,
+    judged: bool = False, cluster: Cluster | None = None,
 ) -> Job:  # fmt: skip
     """The job of `stages`, after each has refused what it could not do. With `judged`, real pictures judge where the
-    recipe names some, and each was looked at."""
+    recipe names some, and each was looked at. With a `cluster`, stages that can work on it do."""
     recipe = dataclasses.replace(recipe, threads=settle_sums(recipe.threads))
     for stage in stages:
         stage.check_recipe(recipe)
-    job = Job(recipe, teacher_of(recipe, place, display), places, display)
+    job = Job(recipe, teacher_of(recipe, place, display), places, display, cluster=cluster)
     for stage in stages:
         stage.check(job)
     return dataclasses.replace(job, pictures=real_pictures(recipe, job.teacher, display)) if judged else job

@@ -23,6 +23,8 @@ from pipeline.verbs.options import (
     Mean,
     Overrides,
     Quiet,
+    Ray,
+    RayWorkers,
     RecipeFile,
     Seed,
     Std,
@@ -59,6 +61,8 @@ def build(
     threads: Threads = None,
     junit: Annotated[Path | None, typer.Option(help="A second copy of the gates as JUnit XML.")] = None,
     device: Device = "auto",
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
     force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
     anew_from: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it again.")] = None,
     overrides: Overrides = None,
@@ -83,7 +87,7 @@ def build(
     name = chosen.teacher.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     folder = out or Path("runs") / f"{name}-{chosen.bits}-{chosen.effort}"
 
-    from inversion.machine import choose_device
+    from pipeline.cluster.connect import connected, place_of
     from pipeline.run.build import NAMES
     from pipeline.run.build import build as build_run
     from pipeline.show.display import Display
@@ -94,7 +98,8 @@ def build(
     display = Display(quiet, verbose)
     stale = [junit] if junit else []
     first = NAMES[0] if force else anew_from
-    manifest = build_run(chosen, folder, choose_device(device), display, first, stale)
+    with connected(ray, ray_workers, device) as cluster:
+        manifest = build_run(chosen, folder, place_of(device, cluster), display, first, stale, cluster)
     if junit:
         write_junit(manifest, junit)
     display.results(manifest)

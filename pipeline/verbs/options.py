@@ -40,6 +40,12 @@ Iterations = Annotated[int | None, typer.Option(help="T, updates per trajectory.
 TvWeight = Annotated[float | None, typer.Option(help="Lambda of Eq. 1: 1e-2 by default; the paper's is 1e-4.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
 Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
+Ray = Annotated[
+    str | None, typer.Option(help="A Ray cluster that works too: auto, HOST:PORT, or local for one on this machine.")
+]
+RayWorkers = Annotated[
+    int | None, typer.Option(help="How many of the cluster quantize together; a GPU each, or 1 without GPUs.")
+]
 Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="The lines of run.log, too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

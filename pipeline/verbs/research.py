@@ -26,6 +26,7 @@ from pipeline.verbs.options import (
     Method,
     Overrides,
     Quiet,
+    Ray,
     RecipeFile,
     Seed,
     Sparsity,
@@ -124,6 +125,7 @@ def distill(
     checks: Annotated[int, typer.Option(help="How often the learning curve is measured.")] = 10,
     seed: Seed = None,
     device: Device = "auto",
+    ray: Ray = None,
     recipe: RecipeFile = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="distillation.learning_rate=0.05, inversion.tv_weight=1e-4, ...")
@@ -154,24 +156,26 @@ def distill(
     chosen = make_recipe(flags, recipe, overrides or (), "distill")
 
     from calib.distillation.student import load_student
-    from inversion.machine import choose_device
+    from pipeline.cluster.connect import connected, place_of
     from pipeline.run import distilling
     from pipeline.run.job import Places
     from pipeline.run.preflight import preflight
     from pipeline.show.display import Display
 
     display = Display(quiet)
-    job = preflight(chosen, choose_device(device), Places.run(out), display, judged=True)
-    learner = load_student(
-        student, job.teacher, student_checkpoint, student_size,
-        fresh_head=fresh_head, random_weights=random_weights, seed=chosen.seed,
-    )  # fmt: skip
-    for sentence in learner.notes:
-        display.warn(sentence)
-    streamed = distilling.Source(distilling.so_many(batches, chosen.inversion), keep_images)
-    source = distilling.Source(images=images, batch=chosen.inversion.batch, epochs=epochs) if images else streamed
-    lesson = distilling.Job(job.teacher, learner, source, chosen.distillation, job.pictures, checks)
-    result = distilling.distill(lesson, out, display)
+    with connected(ray, device=device) as cluster:
+        job = preflight(chosen, place_of(device, cluster), Places.run(out), display, judged=True)
+        learner = load_student(
+            student, job.teacher, student_checkpoint, student_size,
+            fresh_head=fresh_head, random_weights=random_weights, seed=chosen.seed,
+        )  # fmt: skip
+        for sentence in learner.notes:
+            display.warn(sentence)
+        streamed = distilling.Source(distilling.so_many(batches, chosen.inversion), keep_images)
+        source = distilling.Source(images=images, batch=chosen.inversion.batch, epochs=epochs) if images else streamed
+        settings, threads = chosen.distillation, job.recipe.threads
+        lesson = distilling.Job(job.teacher, learner, source, settings, job.pictures, checks, cluster, threads)
+        result = distilling.distill(lesson, out, display)
     typer.echo(distilling.in_words(result, out))
 
 

@@ -31,6 +31,8 @@ from pipeline.verbs.options import (
     Method,
     Overrides,
     Quiet,
+    Ray,
+    RayWorkers,
     RecipeFile,
     Seed,
     Sparsity,
@@ -73,6 +75,7 @@ def invert(
     shard: Annotated[
         str | None, typer.Option(help="I/N: every Nth shard from I on, as in 0/4; in a Slurm array, the task's own.")
     ] = None,
+    ray: Ray = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -93,11 +96,13 @@ def invert(
     from pipeline.recipe.resolve import make_recipe
 
     chosen = make_recipe(flags, recipe, overrides or (), "invert")
-    part = part_of(shard, os.environ)
+    if shard and ray:
+        raise InputError(f"--ray {ray} makes all shards, --shard {shard} some of them: give one of both.")
+    part = None if ray else part_of(shard, os.environ)
     if part and chosen.inversion.batch == AUTO_BATCH:
         raise InputError(f"--shard {part} needs the same shards on every GPU: give --batch as a number, not auto.")
 
-    from inversion.machine import choose_device
+    from pipeline.cluster.connect import connected, place_of
     from pipeline.record.lock import enter
     from pipeline.run.job import Places
     from pipeline.run.preflight import preflight
@@ -105,11 +110,13 @@ def invert(
     from pipeline.show.display import Display
 
     stage, display = Invert(part), Display(quiet)
-    job = preflight(chosen, choose_device(device), replace(Places.run(out), images=out), display, [stage])
-    enter(out)
-    if part:
-        display.say(f"shards {part} of the job{'' if shard else ', as SLURM_ARRAY_TASK_ID and _COUNT say'}")
-    stage.after(job, stage.run(job).metrics)
+    with connected(ray, device=device) as cluster:
+        places = replace(Places.run(out), images=out)
+        job = preflight(chosen, place_of(device, cluster), places, display, [stage], cluster=cluster)
+        enter(out)
+        if part:
+            display.say(f"shards {part} of the job{'' if shard else ', as SLURM_ARRAY_TASK_ID and _COUNT say'}")
+        stage.after(job, stage.run(job).metrics)
 
 
 def quantize(
@@ -127,6 +134,8 @@ def quantize(
     seed: Seed = None,
     threads: Threads = None,
     device: Device = "auto",
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -141,7 +150,7 @@ def quantize(
 
     chosen = make_recipe(flags, recipe, overrides or (), "quantize")
 
-    from inversion.machine import choose_device
+    from pipeline.cluster.connect import connected, place_of
     from pipeline.run.job import QUANTIZED, Places
     from pipeline.run.preflight import preflight
     from pipeline.run.stages.quantize import Quantize, in_words
@@ -150,10 +159,11 @@ def quantize(
     if out.is_dir():
         raise InputError(f"--out {str(out)!r} is a folder: give the file to write, as in {str(out / QUANTIZED)!r}.")
     stage, places = Quantize(), Places(out.parent, images, out, out.with_name(f".{out.name}.training"))
-    job = preflight(chosen, choose_device(device), places, Display(quiet), [stage])
-    metrics = stage.run(job).metrics
-    stage.after(job, metrics)
-    job.display.say(in_words(metrics))
+    with connected(ray, ray_workers, device) as cluster:
+        job = preflight(chosen, place_of(device, cluster), places, Display(quiet), [stage], cluster=cluster)
+        metrics = stage.run(job).metrics
+        stage.after(job, metrics)
+        job.display.say(in_words(metrics))
 
 
 def export(

@@ -10,11 +10,12 @@ from inversion.errors import InputError
 from inversion.folder import remove_others
 from inversion.images import SparseImages, join
 from inversion.inverter import invert_into, plan, settle
-from inversion.job import Inversion
+from inversion.job import AUTO_BATCH, Inversion
 from inversion.machine import require_memory
 from inversion.shards import PROGRESS, Part
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
+from pipeline.cluster.inverting import invert_into as cluster_invert_into
 from pipeline.recipe.recipe import Recipe
 from pipeline.record.manifest import Facts, warnings_in
 from pipeline.run import reads
@@ -48,13 +49,24 @@ class Invert(Stage):
 
     def check(self, job: Job) -> None:
         plan(job.teacher, job.recipe.inversion)
+        if job.cluster and job.recipe.inversion.batch == AUTO_BATCH:
+            raise InputError("--ray needs the same shards on every machine: give --batch as a number, not auto.")
         device = job.teacher.device
         require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
 
     def run(self, job: Job) -> StageResult:
-        paths = invert_with_bar(job.teacher, job.recipe.inversion, job.places.images, job.display, self.part)
+        paths = self._paths(job)
         progress = job.places.images / PROGRESS
         return StageResult([*paths, *([progress] if progress.exists() else [])], describe_images(job.teacher, paths))
+
+    def _paths(self, job: Job) -> list[Path]:
+        recipe, folder = job.recipe, job.places.images
+        if job.cluster is None:
+            return invert_with_bar(job.teacher, recipe.inversion, folder, job.display, self.part)
+        with job.display.progress() as progress:
+            paths = cluster_invert_into(job.cluster, job.teacher, recipe.inversion, recipe.threads, folder, progress)
+        remove_others(folder, paths)
+        return paths
 
     def after(self, job: Job, metrics: Facts) -> None:
         for sentence in warnings_in(metrics):

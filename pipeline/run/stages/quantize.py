@@ -9,6 +9,8 @@ from calib.fidelity import Fidelity
 from calib.layers import require_layers
 from calib.memory import require_training_memory
 from inversion.images import load_images, require_images_of
+from pipeline.cluster.quantizing import Work
+from pipeline.cluster.quantizing import quantize as cluster_quantize
 from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import TRAINING, Job
@@ -52,22 +54,28 @@ class Quantize(Stage):
 
     def check(self, job: Job) -> None:
         require_layers(job.teacher.model, job.recipe.quant_scheme())
+        if job.cluster:  # whose machines train
+            job.cluster.team(job.recipe.threads)
+            return
         require_training_memory(job.teacher.model, job.recipe.training)
 
     def run(self, job: Job) -> StageResult:
-        from calib.quantization import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
-
         recipe, places = job.recipe, job.places
         images = load_images(places.images)
         require_images_of(job.teacher, images, places.images)
         places.quantized.parent.mkdir(parents=True, exist_ok=True)
+        what = (recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding, recipe.training)
         with job.display.progress() as progress:
-            quantized = quantize(
-                job.teacher, images, recipe.quant_scheme(), recipe.basis, recipe.calibration, recipe.rounding,
-                recipe.training, progress, places.training,
-            )  # fmt: skip
+            if job.cluster:
+                work = Work(job.teacher, images, *what)
+                quantized, workers = cluster_quantize(job.cluster, work, recipe.threads, places.training, progress)
+                team = {"workers": workers}
+            else:
+                from calib.quantization import quantize  # ModelOpt loads for seconds, for which only this need wait
+
+                quantized, team = quantize(job.teacher, images, *what, progress, places.training), {}
         quantized.weights.save(places.quantized)
-        return StageResult([places.quantized], describe(quantized))
+        return StageResult([places.quantized], {**describe(quantized), **team})
 
     def after(self, job: Job, metrics: Facts) -> None:
         basis = metrics.get("basis")
