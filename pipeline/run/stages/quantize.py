@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
-from calib.memory import require_training_memory
+from calib.memory import require_quantizing_memory
 from inversion.images import load_images, require_images_of
 from pipeline.record.manifest import Facts
 from pipeline.run import reads
@@ -52,7 +52,8 @@ class Quantize(Stage):
 
     def check(self, job: Job) -> None:
         require_layers(job.teacher.model, job.recipe.quant_scheme())
-        require_training_memory(job.teacher.model, job.recipe.training)
+        recipe = job.recipe
+        require_quantizing_memory(job.teacher.model, recipe.calibration, recipe.rounding, recipe.training)
 
     def run(self, job: Job) -> StageResult:
         from calib.quantization import quantize  # ModelOpt loads for seconds, which a finished run need not wait for
