@@ -10,6 +10,8 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
+from export.edge.registry import find_runtime
+from export.edge.runtime import Runtime, open_runtime
 from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
 from tests.runs import DEPLOYED, ENGINE, FILES, STAGES, TINY, cached, files, gates, initializers, manifest, outputs
@@ -207,6 +209,33 @@ def test_validate_judges_again(copy: Path, capfd: pytest.CaptureFixture[str]) ->
     assert outputs(copy) == before
     assert manifest(copy)["validation"]["runtimes"]["tensorrt"][0]["executed"] is False
     assert not capfd.readouterr().err
+
+
+def test_an_engine_that_runs_is_judged_and_timed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU pretended, on which ONNX Runtime stands in for engines: answers, times beside FP16's engine, and gates
+    of both."""
+    monkeypatch.setattr("pipeline.judge.validation.local_arch", lambda: "sm89")
+    opened: list[str] = []
+
+    def open_engine(path: Path) -> Runtime:
+        opened.append(path.name)
+        return open_runtime(copy / ("model.fp32.onnx" if path.name.startswith("float16") else "model.onnx"))
+
+    monkeypatch.setattr("pipeline.judge.speed.build_float_engine", lambda _, folder, *__: folder / "float16.plan")
+    monkeypatch.setattr("pipeline.judge.speed.ENGINE_RUNS", 5)
+    monkeypatch.setattr("pipeline.judge.speed.ENGINE_WARM_UP", 0)
+    kernels = find_runtime("cpu").kernels(copy / "model.onnx")
+    for place in ("validation", "speed"):
+        monkeypatch.setattr(f"pipeline.judge.{place}.open_engine", open_engine)
+    monkeypatch.setattr("export.edge.tensorrt_backend.TensorRT.kernels", lambda *_: kernels)
+    assert run(f"validate {copy} --quiet --set validation.max_engine_ratio=0.01") == 1
+    (engine,) = manifest(copy)["validation"]["runtimes"]["tensorrt"]
+    assert opened == [ENGINE, "float16.plan"]
+    assert engine["executed"] is True
+    assert [row["batch"] for row in engine["latency"]] == [1, 8, 32]
+    found = gates(copy / "junit.xml")
+    assert found["engine_ratio_sm89"] is False
+    assert found[f"synthetic_kl_{ENGINE}"] is True
 
 
 def test_gates_stay_with_a_run_only_on_request(copy: Path) -> None:
