@@ -8,8 +8,10 @@ heavy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -27,7 +29,7 @@ BEAT_S = 15.0
 """How often an owner touches its claims."""
 STALE_S = 300.0
 """How long a claim without a sign of life counts; network file systems may show times a minute late."""
-CLOCK, BEFORE_CLAIMS = ".clock.partial", f".{JOB}."
+CLOCK, TAKING, BEFORE_CLAIMS = ".clock.partial", ".taking.partial", f".{JOB}."
 """Files that are written without a claim: in a moment, so that only an old one is a dead process's."""
 LARGEST = 4096
 """Bytes of a claim that are read: more is none of ours."""
@@ -90,6 +92,8 @@ class Claims:
         """Whether the shard is this process's to make, until it releases it. Raises `InputError` where its live claim
         is for another job."""
         path = claim_path(self.folder, number)
+        if number in self._held:
+            return False
         if self._create(path, number):
             return True
         found = read_claim(path, folder_time(self.folder))
@@ -190,7 +194,7 @@ def sweep(folder: Path) -> None:
     now = folder_time(folder)
     for path in left:
         with suppress(FileNotFoundError):
-            unclaimed = path.name.startswith(BEFORE_CLAIMS) or path.name.endswith(CLOCK)
+            unclaimed = path.name.startswith(BEFORE_CLAIMS) or path.name.endswith((CLOCK, TAKING))
             if not unclaimed or now - path.stat().st_mtime > STALE_S:
                 path.unlink()
 
@@ -213,27 +217,30 @@ def _owner(content: bytes) -> tuple[Process, str]:
         told: dict[str, Any] = json.loads(content)
         host, machine, pid, started = (told[name] for name in ("host", "machine", "pid", "started"))
         if isinstance(pid, int) and pid > 0:
-            return Process(str(host), str(machine), pid, str(started)), str(told["job"])
+            shown = re.sub(r"[^\w.-]", "?", str(host))
+            return Process(shown, str(machine), pid, str(started)), str(told["job"])
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     return Process("", "", 0, ""), ""
 
 
 def _remove(dead: Claim) -> bool:
-    """Take a dead claim away: of several processes that try, one does. What was claimed anew since it was read is put
-    back."""
-    grave = dead.path.with_name(f".{dead.path.name}.{secrets.token_hex(8)}.partial")
+    """Take a dead claim away, which of all processes that try one does: the one that gets the right to, a file that is
+    of this very claim. What was claimed anew since it was read stays."""
+    right = dead.path.with_name(f".{dead.path.name}.{hashlib.sha256(dead.content).hexdigest()[:16]}{TAKING}")
     try:
-        dead.path.rename(grave)
+        os.close(os.open(right, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if folder_time(right.parent) - right.stat().st_mtime > STALE_S:  # its owner died at that very moment
+                right.unlink()
+        return False
+    try:
+        same = dead.path.read_bytes()[:LARGEST] == dead.content
+        if same:
+            dead.path.unlink()
+        return same
     except FileNotFoundError:
         return False
-    try:
-        if grave.read_bytes()[:LARGEST] == dead.content:
-            return True
-        with suppress(OSError):
-            os.link(grave, dead.path)
-        return False
-    except FileNotFoundError:  # swept
-        return True
     finally:
-        grave.unlink(missing_ok=True)
+        right.unlink(missing_ok=True)

@@ -16,7 +16,8 @@ JOB = "job.json"
 JOB_FORMAT = "patch-rebirth.job/1"
 PROGRESS = "progress.safetensors"
 """Beside the first shard of PRI: whole pictures of a few trajectories at each detachment point."""
-MOST_HEADER = 1 << 20
+MOST_HEADER, MOST_SHARDS = 1 << 20, 1_000_000
+"""Bytes of a header, and shards of a job, that a file may speak of."""
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -93,11 +94,14 @@ def read_job(folder: Path) -> Wanted:
         raise InputError(f"{str(path)!r} is no job of the format {JOB_FORMAT}: {mend}")
     texts = told["metadata"].items() if isinstance(told["metadata"], dict) else [(None, None)]
     counts = (told["trajectories"], told["per_shard"])
-    if not all(isinstance(text, str) for pair in texts for text in pair) or not all(
-        type(count) is int and 0 < count < 1 << 40 for count in counts
+    wanted = Wanted(**told)
+    if (
+        not all(isinstance(text, str) and text.isprintable() for pair in texts for text in pair)
+        or not all(type(count) is int and count > 0 for count in counts)
+        or len(wanted) > MOST_SHARDS
     ):
-        raise InputError(f"{str(path)!r} holds no number of trajectories, or no metadata: {mend}")
-    return Wanted(**told)
+        raise InputError(f"{str(path)!r} holds no numbers of trajectories, or no metadata: {mend}")
+    return wanted
 
 
 def read_header(path: Path) -> dict[str, str] | None:

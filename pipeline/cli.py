@@ -13,7 +13,8 @@ import typer
 from inversion.errors import PatchRebirthError
 from pipeline.verbs.build import build
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
-from pipeline.verbs.show import doctor, gallery, report
+from pipeline.verbs.scale import plan, shards
+from pipeline.verbs.show import deploy, doctor, gallery, inspect, report
 from pipeline.verbs.stages import engine, export, invert, quantize, validate
 
 DEBUG = "--debug"
@@ -50,7 +51,10 @@ def command(
     """Data-free compression of Vision Transformers: a trained ViT in, a quantized ONNX and an INT8 engine out."""
 
 
-VERBS = (build, invert, quantize, sensitivity, distill, export, engine, validate, report, gallery, reproduce, doctor)
+VERBS = (
+    build, invert, shards, quantize, sensitivity, distill, export, engine, validate, deploy, inspect, report, gallery,
+    reproduce, plan, doctor,
+)  # fmt: skip
 for verb in VERBS:
     app.command()(verb)
 

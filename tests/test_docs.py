@@ -5,12 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
+import subprocess
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme
+import yaml
+from typer.main import get_command
+
+from inversion.shards import Part
+from pipeline.cli import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -105,6 +113,51 @@ def test_the_notebook_is_one() -> None:
             ast.parse("".join(cell["source"]))
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words behind `pipeline` of every command in a page's code; what a shell puts in is a 1."""
+    code = re.findall(r"^```bash\n(.*?)^```|((?:^    .*\n)+)", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block in (fenced or indented for fenced, indented in code):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.search(r"(?:^\s*|[\s/(])pipeline ([a-z][^)#]*)", line):
+                yield shlex.split(re.sub(r"\$\w+", "1", found[1]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_on_pages_are_taken(page: Path) -> None:
+    """Verbs, flags and kinds of values are those of the command line; a part of a job is one."""
+    verbs: Any = get_command(app)
+    for verb, *words in commands(page):
+        command = verbs.commands[verb]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        values = command.make_context(verb, words).params
+        assert values.get("shard") is None or Part.parse(values["shard"])
+
+
+def test_pages_have_commands() -> None:
+    """The search finds them."""
+    assert {words[0] for page in PAGES for words in commands(page)} > {"build", "invert", "shards", "plan"}
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_scripts_are_bash() -> None:
+    """Bash reads every script of the pages, without running it."""
+    scripts = [script for page in PAGES for script in fenced(page, "bash")]
+    assert len(scripts) >= 2
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_yaml_is_yaml() -> None:
+    """Every file in YAML on the pages can be read."""
+    for page in PAGES:
+        for text in fenced(page, "yaml"):
+            assert yaml.safe_load(text)
 
 
 @pytest.mark.parametrize(

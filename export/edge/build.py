@@ -10,6 +10,7 @@ from export.edge.engine_spec import ENGINE_GRAPH, EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.profile import BATCHES, PRECISION, require_batches
 from export.edge.registry import choose_backend, find_engine_backend
+from export.edge.trtexec import write_script
 
 
 def build_engine(
@@ -42,13 +43,17 @@ def build_engines(
     backend: str,
     precision: str = PRECISION,
     batches: Sequence[int] = BATCHES,
-) -> Iterator[tuple[Path, EngineSpec]]:
-    """`folder`/engine.<backend>.<arch>.plan for each of `archs`, as soon as it is built: one graph for all.
+) -> Iterator[tuple[Path, EngineSpec | None]]:
+    """`folder`/engine.<backend>.<arch>.plan for each of `archs`, as soon as it is built: one graph for all. Of an
+    architecture that cannot be built for here, a script for its device instead, and None.
 
     Raises what `build_engine` raises.
     """
     graph, chosen = _engine_graph(model, folder, precision, batches), find_engine_backend(backend)
     for arch in archs:
+        if arch not in chosen.archs():
+            yield write_script(graph, arch, batches), None
+            continue
         path = folder / f"engine.{backend}.{arch}.plan"
         yield path, chosen.build(graph, path, arch, batches)
 

@@ -34,6 +34,9 @@ class EngineSpec:
     - `kernels`      which products are on integers, read from the builder's log: `export.edge.kernels.Coverage` as JSON
     - `timing_cache` name and sha256 of the file with the builder's timings, where a GPU made some
     - `build_command`, `time_command`  lines that build the same engine elsewhere, and time it on its GPU
+    - `trtexec_command`  the line that builds one with TensorRT itself, on the device, from the same graph
+    - `labels`       what the classes are called, in class order; none where the graph does not say
+    - `notes`        in sentences: which runtime it needs, what its output is, why it has its size
     - `executed`     whether this engine ever ran: building does not run it
     """
 
@@ -52,6 +55,9 @@ class EngineSpec:
     time_command: str
     timing_cache: dict[str, str] | None = None
     executed: bool = False
+    trtexec_command: str = ""
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def sidecar(engine_path: Path) -> Path:
@@ -72,6 +78,8 @@ def read_spec(path: Path) -> EngineSpec:
         values = json.loads(sidecar(path).read_text())
         for side in ("inputs", "outputs"):
             values[side] = tuple(_tensor_spec(value) for value in values[side])
+        for texts in ("labels", "notes"):
+            values[texts] = tuple(values.get(texts, ()))
         spec = EngineSpec(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(

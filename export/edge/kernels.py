@@ -1,14 +1,14 @@
 """Which matrix products a runtime really computes with integers, as its own optimised graph tells. No torch.
 
-Every MatMul of the ONNX file is looked up in what the runtime made of it: a linear's product, whose second factor is a
-dequantized weight, or one of attention's.
+Every product of the ONNX file is looked up in what the runtime made of it: a linear's, one factor of which is a weight,
+or one of attention's.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,22 @@ from typing import Any
 import onnx
 
 from export.edge.files import read_onnx
+from export.edge.products import BLOCKED, INTEGER_OPS, PACKED, Asked, asked_products, nodes_of
 from inversion.errors import InputError
 
-INTEGER_OPS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
-INTEGER_NODES = (*INTEGER_OPS, "QLinearAdd", "QLinearConv", "QAttention", "ConvInteger", "QLinearSoftmax")
+INTEGER_NODES = (*INTEGER_OPS, "QLinearAdd", "QLinearSoftmax")
 """That a file itself may hold: the form that ONNX Runtime calls QOperator, and dynamic quantization."""
-PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 PRODUCT_LAYERS = ("gemm", "runtime_fusion", "fusion", "mha", "kgen")
 """TensorRT's layer types that multiply; of several that name one product, the first kind here is the one that does."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """One MatMul: what the graph asks for, the kernel that runs it, and why that is not an integer one."""
+    """One product: its `operator` in the file, what the graph asks for, the kernel that runs it, and why that is not an
+    integer one."""
 
     name: str
+    operator: str
     linear: bool
     quantized: bool
     kernel: str
@@ -65,8 +66,12 @@ class Coverage:
             "layer_types": self.layer_types,
             "linears": {"integer": sum(product.integer for product in linears), "all": len(linears)},
             "attention": {"integer": sum(product.integer for product in others), "all": len(others)},
-            "as_floats": [asdict(product) for product in self.products if not product.integer],
+            "as_floats": [_as_float(product) for product in self.products if not product.integer],
         }
+
+
+def _as_float(product: Product) -> dict[str, Any]:
+    return {key: value for key, value in asdict(product).items() if key != "operator"}
 
 
 def sentences(kernels: dict[str, Any]) -> list[str]:
@@ -85,39 +90,53 @@ def sentences(kernels: dict[str, Any]) -> list[str]:
     return lines
 
 
-def onnxruntime_kernels(path: Path, optimised: Path, runtime: str) -> Coverage:
-    """What ONNX Runtime makes of the model in `path`, read from the graph `optimised` that it wrote."""
-    asked = list(_products(read_onnx(path)))
-    graph = onnx.load(optimised, load_external_data=False).graph
-    made = {name: _runs(graph, name) for name, *_ in asked}
-    packed = {tensor.name for tensor in graph.initializer if tensor.data_type in PACKED}
-    producers = {output: node for node in graph.node for output in node.output}
+def onnxruntime_kernels(model: onnx.ModelProto, optimised: onnx.ModelProto, runtime: str) -> Coverage:
+    """What ONNX Runtime makes of `model`, whose products have names of their own, as its graph `optimised` tells."""
+    nodes = list(nodes_of(optimised.graph))
+    packed = {tensor.name for tensor in optimised.graph.initializer if tensor.data_type in PACKED}
+    producers = {output: node for node in nodes for output in node.output}
     products = []
-    for name, linear, quantized in asked:
-        node = made[name]
-        integer = node is not None and node.op_type in INTEGER_OPS
-        reason = "" if integer else _why_float(node, quantized, packed, producers)
+    for asked in asked_products(model):
+        node = _runs(nodes, asked.name)
+        fused = node is not None and node.op_type in INTEGER_OPS and asked.obstacle != BLOCKED
+        integer = asked.operator in INTEGER_OPS or fused
+        reason = "" if integer else _why_float(node, asked, packed, producers)
         kernel = node.op_type if node is not None else "part of another node"
-        products.append(Product(name, linear, quantized, kernel, integer, reason))
-    return Coverage(runtime, "its optimised graph", tuple(products), _count(node.op_type for node in graph.node))
+        products.append(Product(asked.name, asked.operator, asked.linear, asked.quantized, kernel, integer, reason))
+    return Coverage(runtime, "its optimised graph", tuple(products), _count(node.op_type for node in nodes))
 
 
 def engine_kernels(path: Path, information: str, runtime: str, source: str) -> Coverage:
     """What TensorRT makes of the model in `path`; `information` is a line a layer, from the builder or an inspector."""
     layers = [line for line in information.splitlines() if "LayerType: " in line]
     products = []
-    for name, linear, quantized in _products(read_onnx(path)):
+    for asked in asked_products(read_onnx(path)):
+        name, operator, linear, quantized = asked.name, asked.operator, asked.linear, asked.quantized
         mine = [layer for layer in layers if f"[ONNX Layer: {name}]" in layer]
         mine = sorted((layer for layer in mine if _kind(layer) in PRODUCT_LAYERS), key=_rank)
         if not mine:
-            products.append(Product(name, linear, quantized, "none", False, "no layer of the engine names it"))
+            why = "no layer of the engine names it"
+            products.append(Product(name, operator, linear, quantized, "none", False, why))
             continue
         layer = mine[0]
         types = _factor_types(layer)
         integer = bool(types) and all(kind == "Int8" for kind in types)
-        reason = f"TensorRT multiplies {' by '.join(types)}" if quantized else "the scheme leaves its inputs float"
-        products.append(Product(name, linear, quantized, _kind(layer), integer, "" if integer else reason))
+        reason = f"TensorRT multiplies {' by '.join(types)}" if quantized else asked.obstacle
+        products.append(Product(name, operator, linear, quantized, _kind(layer), integer, "" if integer else reason))
     return Coverage(runtime, source, tuple(products), _count(map(_kind, layers)))
+
+
+def layer_products(information: str, runtime: str) -> Coverage:
+    """What an engine multiplies by its inspector alone, where the graph that it was built from is not known."""
+    layers = [line for line in information.splitlines() if "LayerType: " in line]
+    products = []
+    for layer in layers:
+        if (kind := _kind(layer)) in PRODUCT_LAYERS and len(types := _factor_types(layer)) > 1:
+            integer = all(each == "Int8" for each in types)
+            name = found[1] if (found := re.search(r"Name: ([^,]+)", layer)) else kind
+            reason = "" if integer else f"TensorRT multiplies {' by '.join(types)}"
+            products.append(Product(name, kind, True, integer, kind, integer, reason))
+    return Coverage(runtime, "the engine's inspector", tuple(products), _count(map(_kind, layers)))
 
 
 def require_quantized(path: Path) -> None:
@@ -137,40 +156,25 @@ def require_quantized(path: Path) -> None:
         raise InputError(f"{str(path)!r} has no quantized weights: give the model.onnx of a run, not its float model.")
 
 
-def _products(model: onnx.ModelProto) -> Iterator[tuple[str, bool, bool]]:
-    """(name, whether a linear's, whether both factors are dequantized) of each MatMul."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "MatMul":
-            origins = [producers.get(name) for name in node.input]
-            dequantized = [origin is not None and origin.op_type == "DequantizeLinear" for origin in origins]
-            weight = origins[1]
-            linear = node.input[1] in constants or (weight is not None and set(weight.input[:1]) <= constants)
-            yield node.name, linear, all(dequantized)
-
-
-def _runs(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
+def _runs(nodes: Sequence[onnx.NodeProto], name: str) -> onnx.NodeProto | None:
     """The node of the optimised graph that computes product `name`: rewrites keep a product's name, or extend it."""
-    return next(
-        (node for node in graph.node if node.name == name or node.name.startswith(f"{name}/") or name in node.output),
-        None,
-    )
+    own = next((node for node in nodes if node.name == name), None)
+    return own or next((node for node in nodes if node.name.startswith(f"{name}/") or name in node.output), None)
 
 
 def _why_float(
-    node: onnx.NodeProto | None, quantized: bool, packed: set[str], producers: dict[str, onnx.NodeProto]
+    node: onnx.NodeProto | None, asked: Asked, packed: set[str], producers: dict[str, onnx.NodeProto]
 ) -> str:
-    if not quantized:
-        return "the scheme leaves its inputs float"
+    if (asked.obstacle and asked.operator != "MatMul") or not asked.quantized:
+        return asked.obstacle
     if node is None:
         return "ONNX Runtime made it part of another node"
-    if node.op_type == "Gemm":
+    if node.op_type == "Gemm" and asked.operator == "MatMul":
         return "ONNX Runtime made product and bias one float Gemm before it saw the integers"
     origins = [producers[name] for name in node.input if name in producers]
     if node.op_type == "MatMulNBits" or any(set(origin.input) & packed for origin in origins):
         return "ONNX Runtime has no product of INT4 weights and INT8 activations"
-    return "ONNX Runtime did not fuse its DequantizeLinear nodes, one of which others use as well"
+    return asked.obstacle or "ONNX Runtime did not fuse its DequantizeLinear nodes, and its graph does not say why"
 
 
 def _count(kinds: Iterable[str]) -> dict[str, int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from export.edge.backend import Array, Backend, Runtime
 from export.edge.exactness import exact_settings, largest_products
 from export.edge.files import require_own_data
 from export.edge.kernels import Coverage, onnxruntime_kernels
+from export.edge.products import with_names
 from inversion.errors import InputError, MachineError
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 WARNING, FATAL = 2, 4  # what ONNX Runtime prints by default; all it may print here, since errors are exceptions
 CPU = "CPUExecutionProvider"
+LAYOUTS = ("NhwcTransformer", "NchwcTransformer")
+"""Rewrites that give convolutions another name, and the same kernel in another layout."""
 
 
 class Session(Runtime):
@@ -94,14 +98,22 @@ class OnnxRuntime(Backend):
         with tempfile.TemporaryDirectory() as folder:
             options, optimised = _options(None), Path(folder) / "optimised.onnx"
             options.optimized_model_filepath = str(optimised)
-            self._load(path, options)
-            return onnxruntime_kernels(path, optimised, f"ONNX Runtime {self.version} {self.place}")
+            for key, value in _beside(path).items():
+                options.add_session_config_entry(key, value)
+            require_own_data(path)
+            model = with_names(onnx.load(path, format="protobuf", load_external_data=False))
+            self._load(path, options, model.SerializeToString())
+            made = onnx.load(optimised, load_external_data=False)
+        return onnxruntime_kernels(model, made, f"ONNX Runtime {self.version} {self.place}")
 
-    def _load(self, path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    def _load(
+        self, path: Path, options: onnxruntime.SessionOptions, content: bytes | None = None
+    ) -> onnxruntime.InferenceSession:
+        """A session of the file in `path`, or of `content`, which was made of it to look into."""
         require_own_data(path)
         # ONNX Runtime raises a different class for every way a file can be wrong
         try:
-            session = self._start(str(path), options)
+            session = self._start(content or str(path), options, LAYOUTS if content else ())
         except Exception as error:
             raise InputError(
                 f"{str(path)!r} is not a model that ONNX Runtime can load ({_first_line(error)}): "
@@ -111,11 +123,15 @@ class OnnxRuntime(Backend):
             raise self._did_not_start()
         return session
 
-    def _start(self, model: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    def _start(
+        self, model: str | bytes, options: onnxruntime.SessionOptions, without: Sequence[str] = ()
+    ) -> onnxruntime.InferenceSession:
         """A session, without a word on what ONNX Runtime prints of a provider that fails."""
         onnxruntime.set_default_logger_severity(FATAL)
         try:
-            return onnxruntime.InferenceSession(model, options, providers=[self.provider], enable_fallback=0)
+            return onnxruntime.InferenceSession(
+                model, options, providers=[self.provider], enable_fallback=0, disabled_optimizers=list(without)
+            )
         finally:
             onnxruntime.set_default_logger_severity(WARNING)
 
@@ -133,6 +149,16 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     # threads that spin on after a run would slow the model that is timed next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def _beside(path: Path) -> dict[str, str]:
+    """Settings for a model that is given as bytes: where its weights lie, and that those of the optimised graph, which
+    may pass protobuf's 2 GB, lie beside that."""
+    return {
+        "session.model_external_initializers_file_folder_path": str(path.resolve().parent),
+        "session.optimized_model_external_initializers_file_name": "optimised.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "65536",
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,10 @@ Precision = Literal["float16", "bfloat16", "float32"]
 PRECISIONS = get_args(Precision)
 PRECISION: Precision = "float16"
 """What stands beside the integers where nothing else is said: TensorRT fuses attention in 16 bits only."""
+ON_DEVICE = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120")
+"""Architectures that TensorRT builds for on their own device; where it cannot be here, a line for there is given."""
+NAMED = {"orin": "sm87", "hopper": "sm90"}
+"""What some are called by."""
 BATCHES = (1, 8, 32)
 """Smallest batch, the one to optimise for, and the largest."""
 

@@ -9,6 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+from export.edge.profile import ON_DEVICE
 from inversion.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def available_backend() -> str | None:
 def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
     """The backend, `backend` or the default, that can build for all of `archs`; None where there is nothing to build.
 
+    An architecture that only its own device builds for passes as well: `export.edge.build` writes the line for there.
     Raises what building would, before any time is spent.
     """
     if not archs:
@@ -91,5 +93,6 @@ def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
         )
     chosen = find_engine_backend(name)
     for arch in archs:
-        chosen.require_arch(arch)
+        if not (chosen.archs() and arch in ON_DEVICE):
+            chosen.require_arch(arch)
     return name

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 
 from export.edge.engine_spec import EngineSpec, TensorSpec, write_spec
 from export.edge.kernels import engine_kernels
 from export.edge.tensorrt_log import logger
+from export.edge.trtexec import build_line, command, shape_flags
 from inversion.errors import InputError
 from inversion.publish import publish
 
-COMMAND = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
+RUNTIMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def build_and_describe(
@@ -46,13 +50,35 @@ def build_and_describe(
         bytes=len(serialized),
         build_seconds=round(seconds, 3),
         kernels=kernels.to_dict(),
-        build_command=_build_command(name, arch, onnx_path, out_path, dynamic),
-        time_command=_command(name, [f"--loadEngine={out_path.name}", *_shapes("shapes", "opt", dynamic)]),
+        build_command=build_line(name, arch, onnx_path.name, out_path.name, dynamic),
+        time_command=command(name, [f"--loadEngine={out_path.name}", *shape_flags("shapes", "opt", dynamic)]),
+        trtexec_command=build_line("tensorrt", arch, onnx_path.name, f"engine.tensorrt.{arch}.plan", dynamic),
+        labels=_labels(onnx_path),
+        notes=_notes(name, trt.__version__, arch, onnx_path, serialized),
         timing_cache=_describe_file(cache) if cache and cache.exists() else None,
     )
     publish(out_path, serialized)
     write_spec(out_path, spec)
     return spec
+
+
+def reasons(trt: ModuleType, path: Path) -> list[str]:
+    """Why the parser of `trt` does not take the ONNX file `path`, node by node; nothing where it does."""
+    collector = logger(trt)
+    collector.forget()
+    network = trt.Builder(collector).create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, collector)
+    parser.parse_from_file(str(path))
+    return list(dict.fromkeys(_first_reason(parser.get_error(index)) for index in range(parser.num_errors)))
+
+
+def _first_reason(error: Any) -> str:
+    """In one line; a parser that lacks an operator says "false" and no more."""
+    lines = [line.strip() for line in error.desc().splitlines() if line.strip()]
+    told = next((line for line in lines if not line.startswith("Invalid Node")), "false")
+    if told == "false":
+        return f"it has no operator {error.node_operator() or 'of an empty name'}"
+    return f"{error.node_name() or 'the graph'}: {told.rstrip('.')}"
 
 
 def _network_flags(trt: ModuleType) -> int:
@@ -142,23 +168,23 @@ def _tensor_spec(trt: ModuleType, tensor: Any, batches: Sequence[int]) -> Tensor
     return TensorSpec(tensor.name, np.dtype(trt.nptype(tensor.dtype)).name, low, opt, high)
 
 
-def _build_command(backend: str, arch: str, onnx_path: Path, engine: Path, dynamic: tuple[TensorSpec, ...]) -> str:
-    """For the machine with the GPU, or, of tensorrt_rtx, for any; it is typed by the graph alone, as here. The shapes
-    of `dynamic` inputs are those of the profile."""
-    typed = ["--stronglyTyped"] if backend == "tensorrt" else [f"--computeCapabilities={arch[2:]}"]
-    shapes = [part for which in ("min", "opt", "max") for part in _shapes(f"{which}Shapes", which, dynamic)]
-    saved = [f"--saveEngine={engine.name}", "--skipInference"]
-    return _command(backend, [f"--onnx={onnx_path.name}", *typed, *shapes, *saved])
+def _labels(onnx_path: Path) -> tuple[str, ...]:
+    """What the classes are called, where the graph says it."""
+    entries = onnx.load(onnx_path, load_external_data=False).metadata_props
+    told = next((entry.value for entry in entries if entry.key == "labels"), "[]")
+    return tuple(json.loads(told))
 
 
-def _shapes(flag: str, which: str, dynamic: tuple[TensorSpec, ...]) -> list[str]:
-    """One flag with the shapes of all inputs whose batch the graph leaves open, or none."""
-    found = [f"{spec.name}:{'x'.join(map(str, getattr(spec, which)))}" for spec in dynamic]
-    return [f"--{flag}={','.join(found)}"] if found else []
-
-
-def _command(backend: str, flags: list[str]) -> str:
-    return " ".join([COMMAND[backend], *flags])
+def _notes(backend: str, version: str, arch: str, onnx_path: Path, engine: bytes) -> tuple[str, ...]:
+    """What whoever holds the engine has to know. Where the text in it comes from: decision 22."""
+    weights = sum(len(constant.raw_data) for constant in onnx.load(onnx_path).graph.initializer)
+    source = "" if backend != "tensorrt_rtx" else ", the rest mostly CUDA source that it compiles on its GPU"
+    return (
+        f"It needs {RUNTIMES[backend]} {version} and a GPU of {arch}: build it again for any other.",
+        "Its output is a number a class: softmax is not applied.",
+        f"Of its {len(engine) / 1e6:.1f} MB, {weights / 1e6:.1f} MB are weights{source}; "
+        f"for transport gzip makes it {len(zlib.compress(engine)) / 1e6:.1f} MB.",
+    )
 
 
 def _describe_file(path: Path) -> dict[str, str]:

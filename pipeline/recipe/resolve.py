@@ -48,6 +48,7 @@ READS: dict[str, tuple[str, ...]] = {
     "reproduce": (*TEACHER, *PICTURES),
     "bench": TEACHER,
     "gallery": TEACHER,
+    "plan": ("teacher", "effort", "seed", "inversion"),
     "validate": (*TEACHER, *PICTURES, "bits", "scheme", "validation"),
 }
 """Which keys of a recipe a verb reads. A flag or an override of another key is refused; a file may hold them all."""

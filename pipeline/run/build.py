@@ -10,6 +10,7 @@ import torch
 
 from inversion.publish import publish
 from pipeline.cluster.connect import Cluster
+from pipeline.deploy.folder import DEPLOY, clear, write_deploy
 from pipeline.recipe.recipe import MOST_THREADS, Recipe
 from pipeline.recipe.resolve import write_toml
 from pipeline.record.manifest import MANIFEST, Manifest, TeacherRecord, read_manifest
@@ -66,6 +67,7 @@ def begin(run: RunFolder, job: Job, stale: Sequence[Path], recipe: Recipe | None
     publish(run.path / RECIPE, write_toml(stated).encode())
     for path in (run.path / REPORT, run.path / JUNIT, *stale):
         path.unlink(missing_ok=True)
+    clear(run.path / DEPLOY)
 
 
 def forget_from(run: RunFolder, name: str) -> None:
@@ -102,6 +104,7 @@ def conclude(run: RunFolder, job: Job) -> Manifest:
     run.conclude(verdict_of(job))
     write_report(run.manifest, run.path)
     write_junit(run.manifest, run.path / JUNIT)
+    write_deploy(run.manifest, run.path, run.path / DEPLOY)
     return run.manifest
 
 

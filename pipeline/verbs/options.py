@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from export.edge.profile import require_batches
+from export.edge.profile import NAMED, require_batches
 from inversion.errors import InputError
 from inversion.shards import Part
 
@@ -32,7 +32,7 @@ ImageColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: image 
 LabelColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: label or labels by default.")]
 Threads = Annotated[int | None, typer.Option(help="Of the CPU: same number, same bytes; torch's own by default.")]
 ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
-Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89; none builds no engine.")]
+Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89,orin; none builds no engine.")]
 Method = Annotated[str | None, typer.Option(help="dmi, smi or pri; pri by default.")]
 DivisionFactor = Annotated[int | None, typer.Option(help="v of PRI: sparse images per trajectory.")]
 Sparsity = Annotated[int | None, typer.Option(help="Of SMI: 50, 76 or 86.")]
@@ -55,8 +55,9 @@ SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 
 
 def parse_archs(text: str) -> tuple[str, ...]:
-    """`sm86,sm89` -> ("sm86", "sm89"); `none` -> ()."""
-    return () if text == "none" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    """`sm86,orin` -> ("sm86", "sm87"); `none` -> ()."""
+    names = (part.strip() for part in text.split(","))
+    return () if text == "none" else tuple(dict.fromkeys(NAMED.get(name.lower(), name) for name in names))
 
 
 def flags_of(

@@ -19,7 +19,10 @@ from pipeline.verbs.options import (
     Std,
     Teacher,
     flags_of,
+    require_place,
 )
+
+STDOUT = "-"
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
@@ -72,6 +75,53 @@ def gallery(
     loaded = teacher_of(chosen, choose_device(), display) if chosen else None
     for path in pictures.gallery(run, out, display, loaded):
         typer.echo(str(path))
+
+
+def deploy(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for what a device needs.")],
+    runtime: Annotated[str, typer.Option(help="all, onnxruntime or tensorrt: what is to run there.")] = "all",
+) -> None:
+    """What a device needs of a run, and nothing else.
+
+    Model or engines, preprocessing, labels, programs; the same as RUN/deploy, which `build` writes.
+    """
+    from pipeline.record.manifest import load_finished
+
+    load_finished(run)  # what is no run is refused before anything heavy is imported
+
+    from pipeline.deploy.folder import deploy as write
+
+    for path in write(run, to, runtime):
+        typer.echo(str(path))
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file or a TensorRT engine, whoever made it.")],
+    provider: Annotated[str, typer.Option(help="What runs it: cpu, cuda, tensorrt or tensorrt_rtx.")] = "cpu",
+    json: Annotated[
+        str | None, typer.Option(help="File for all of it as JSON; - writes that in place of words.")
+    ] = None,
+) -> None:
+    """What runs on integers of anyone's ONNX or engine.
+
+    Its sizes and quantizers, each product that does not run on integers with the reason, and what TensorRT would
+    refuse. Needs no torch.
+    """
+    if json and json != STDOUT:
+        require_place(Path(json), "--json")
+
+    from json import dumps
+
+    from export.edge.inspection import inspect_file
+
+    found = inspect_file(file, provider)
+    if json:
+        text = dumps(found.to_dict(), indent=2) + "\n"
+        typer.echo(text, nl=False) if json == STDOUT else Path(json).write_text(text)
+    if json != STDOUT:
+        for line in found.lines():
+            typer.echo(line)
 
 
 def doctor() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from export.edge.engine_spec import ENGINE_GRAPH
 from export.edge.profile import PRECISION, require_precision
 from inversion.errors import InputError
 from inversion.job import AUTO_BATCH
@@ -204,7 +205,7 @@ def export(
 def engine(
     model: Annotated[Path, typer.Argument(help="model.onnx with Q/DQ.")],
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
-    arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89.")] = "sm89",
+    arch: Annotated[str, typer.Option(help="GPU architectures, as in sm86,sm89,orin.")] = "sm89",
     backend: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; the first installed.")] = None,
     precision: Annotated[str, typer.Option(help="float16, bfloat16 or float32 beside the integers.")] = PRECISION,
     batch: Annotated[str, typer.Option(help="Smallest, optimal and largest batch, or one for all three.")] = "1,8,32",
@@ -213,6 +214,7 @@ def engine(
     from export.edge.build import build_engines
     from export.edge.kernels import sentences
     from export.edge.registry import choose_backend
+    from export.edge.trtexec import line_of
 
     archs, batches = parse_archs(arch), parse_batches(batch)
     require_precision(precision)
@@ -221,10 +223,16 @@ def engine(
         raise InputError(f"--arch {arch} names no architecture: write sm86,sm89 or the like.")
     out.mkdir(parents=True, exist_ok=True)
     for path, spec in build_engines(model, out, archs, chosen, precision, batches):
+        if spec is None:
+            typer.echo(f"{path}: {chosen} builds none for this here; on the device, beside {ENGINE_GRAPH}:")
+            typer.echo(f"  {line_of(path)}")
+            continue
         typer.echo(f"{path}: {spec.bytes / 1e6:.1f} MB in {spec.build_seconds:.1f} s, built, not executed")
         for line in sentences(spec.kernels):
             typer.echo(f"  {line}")
         typer.echo(f"  elsewhere: {spec.build_command}")
+        if spec.trtexec_command != spec.build_command:
+            typer.echo(f"  with TensorRT, on its device: {spec.trtexec_command}")
 
 
 def validate(

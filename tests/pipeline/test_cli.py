@@ -26,8 +26,8 @@ from pipeline.run.stages import invert
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
-VERBS = ("build", "invert", "quantize", "sensitivity", "distill", "export", "engine", "validate", "report", "gallery",
-         "reproduce", "doctor", "bench")  # fmt: skip
+VERBS = ("build", "invert", "shards", "quantize", "sensitivity", "distill", "export", "engine", "validate", "deploy",
+         "inspect", "report", "gallery", "reproduce", "plan", "doctor", "bench")  # fmt: skip
 HEAVY = {"torch", "timm", "onnx", "onnxruntime", "modelopt", "sklearn", "matplotlib"}
 BUILD = "build --teacher digits_vit --bits w4a8 --out run"
 
@@ -105,6 +105,12 @@ REFUSALS = [
     ("report broken_run", "'broken_run' holds no manifest.json of schema 1"),
     ("invert --teacher digits_vit --method gan --out images", "unknown inversion.method 'gan'"),
     ("invert --teacher digits_vit --out in_the_way", "run folder 'in_the_way' is not writable"),
+    ("invert --teacher digits_vit --out images --shard 4", "--shard '4' is no part of a job: write 0/4"),
+    ("invert --teacher digits_vit --out images --shard 1/0", "shards 1/0 are no part of a job"),
+    ("invert --teacher digits_vit --out images --shard 0/4 --batch auto", "--shard 0/4 needs the same shards on every"),
+    ("shards empty", "'empty' holds no job.json: give a folder that"),
+    ("shards empty --of 4", "--of 4 is the number of parts that --missing tells of"),
+    ("shards empty --missing --of 0", "--of 0 is the number of parts"),
     (
         "quantize --teacher digits_vit --bits w4a8 --out q.safetensors --images empty",
         "'empty' holds no shard-*.safetensors",
@@ -291,6 +297,9 @@ def test_help_is_light_and_lists_every_verb() -> None:
         f"{BUILD} --set training.updates=x",
         "build --teacher digits_vit --bits w3q",
         "invert --teacher digits_vit --out o --method gan",
+        "invert --teacher digits_vit --out o --shard 4",
+        "invert --teacher digits_vit --out o --shard 0/4 --batch auto",
+        "shards empty",
         "report empty",
         "validate empty",
     ],

@@ -9,17 +9,21 @@ from export.edge.build import ENGINE_GRAPH, build_engines
 from export.edge.engine_spec import sidecar
 from export.edge.registry import choose_backend
 from pipeline.recipe.recipe import Recipe
+from pipeline.record import proof as record
 from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
 from pipeline.run.stage import Stage, StageResult
+
+RECORDED = [field.name for field in dataclasses.fields(record.Engine) if field.name != "path"]
+"""What the manifest keeps of an engine's sidecar."""
 
 
 class Engine(Stage):
     """model.onnx -> the graph that TensorRT runs best, engine.BACKEND.ARCH.plan and what each needs, beside it."""
 
     name = "engine"
-    version = 3
+    version = 4
     libraries = ("onnx", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:
@@ -36,10 +40,16 @@ class Engine(Stage):
             return StageResult([], {"engines": []})
         outputs, specs = [folder / ENGINE_GRAPH], []
         with job.display.progress() as progress:
-            for path, spec in build_engines(
+            built = build_engines(
                 folder / "model.onnx", folder, engine.arch, job.backend, engine.precision, engine.batch
-            ):
+            )
+            for done, (path, spec) in enumerate(built, 1):
+                progress(self.name, done, len(engine.arch), math.nan)
+                if spec is None:
+                    outputs.append(path)
+                    job.display.say(f"{path.name}: run it on its device, beside {ENGINE_GRAPH}")
+                    continue
                 outputs += [path, sidecar(path)]
-                specs.append({"path": path.name, **dataclasses.asdict(spec)})
-                progress(self.name, len(specs), len(engine.arch), math.nan)
+                told = dataclasses.asdict(spec)
+                specs.append({"path": path.name, **{name: told[name] for name in RECORDED}})
         return StageResult(outputs, {"engines": specs})

@@ -18,13 +18,15 @@ from pipeline.run.job import Job
 from pipeline.run.preflight import require_same_teacher
 from pipeline.run.stage import Stage, StageResult
 
+OUTPUT = {"name": "logits", "dtype": "float32", "rule": "a number a class, in class order; softmax is not applied"}
+
 
 class Export(Stage):
     """`quantized.safetensors` -> model.onnx, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare
     with, preprocess.json. All carry what is known of teacher, scheme, labels and preprocessing."""
 
     name = "export"
-    version = 3
+    version = 4
     libraries = ("torch", "timm", "onnx", "onnxscript", "onnx_ir")
 
     def reads(self, job: Job) -> Facts:
@@ -61,6 +63,7 @@ class Export(Stage):
                 write_int4(model, packed, four_bits)
             steps = folder / "preprocess.json"
             session = {"session_config": ALWAYS, "session_config_on_x86_without_vnni": WHERE_PRODUCTS_SATURATE}
-            publish(steps, json.dumps({**preprocess, "onnxruntime": session}, indent=1).encode())
+            told = {**preprocess, "output": OUTPUT, **({"labels": list(job.labels)} if job.labels else {})}
+            publish(steps, json.dumps({**told, "onnxruntime": session}, indent=1).encode())
             progress(self.name, 3, 3, math.nan)
         return StageResult([model, baseline, *([packed] if four_bits else []), steps])

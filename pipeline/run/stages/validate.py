@@ -26,7 +26,7 @@ class Validate(Stage):
     """All files of a run -> the `validation` part of its manifest."""
 
     name = "validate"
-    version = 3
+    version = 4
     libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:

@@ -28,7 +28,7 @@ def test_every_linear_runs_on_integers(quantized: Make, bits: str) -> None:
     assert found["share"] == 1
     assert found["linears"] == {"integer": 10, "all": 10}
     assert found["attention"] == {"integer": 0, "all": 4}
-    assert {product["reason"] for product in found["as_floats"]} == {"the scheme leaves its inputs float"}
+    assert {product["reason"] for product in found["as_floats"]} == {"its inputs are float: nothing quantizes them"}
     assert found["layer_types"]["MatMulIntegerToFloat"] == 10
 
 
@@ -107,7 +107,7 @@ def test_words_give_counts_and_reasons(quantized: Make) -> None:
     """One line in all, then one for each reason with the first layer that has it."""
     first, *rest = sentences(onnxruntime_kernels(quantized("w8a8").path).to_dict())
     assert first.endswith("cpu: integer kernels: 10 of 10 linears, 0 of 4 in attention")
-    assert rest == ["  blocks.0.attn/MatMul and 3 more: the scheme leaves its inputs float"]
+    assert rest == ["  blocks.0.attn/MatMul and 3 more: its inputs are float: nothing quantizes them"]
 
 
 def test_a_float_model_is_told_from_a_quantized_one(quantized: Make, float_path: Path) -> None:

@@ -27,6 +27,7 @@ OF_PYTHON = {
     "__members__",
     "startswith",
     "strip",
+    "splitlines",
     "rstrip",
     "forget",
     "messages",

@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 from export.edge.build import build_engines
 from export.edge.compare import compare
+from export.edge.inspection import inspect_file
 from export.edge.kernels import require_quantized
 from export.edge.latency import measure_latency
 from export.edge.registry import find_runtime
@@ -51,6 +52,8 @@ with open_runtime(model, threads=1) as session:
 assert compare(logits, logits, [0, 1]).agreement == 1
 assert measure_latency({"model": model}, threads=1, runs=5, warmup=1)["model"].median_ms > 0
 assert find_runtime("cpu").kernels(model).share == 1
+assert inspect_file(model).kernels.share == 1
+assert inspect_file(path).spec == spec
 """
 
 

@@ -29,8 +29,9 @@ def follow(steps: dict, picture: Image.Image) -> np.ndarray:
     picture = picture.convert(steps["colour"]["mode"])
     shorter, longer = steps["resize"]["shorter_side"], max(picture.size)
     other = math.floor(shorter * longer / min(picture.size))
-    size = (shorter, other) if picture.width <= picture.height else (other, shorter)
-    picture = picture.resize(size, PILLOW[steps["resize"]["interpolation"]])
+    wide, high = (shorter, other) if picture.width <= picture.height else (other, shorter)
+    kernel = PILLOW[steps["resize"]["interpolation"]]
+    picture = picture.resize((wide, picture.height), kernel).resize((wide, high), kernel)  # Pillow 13 has its own order
     height, width = steps["crop"]["height"], steps["crop"]["width"]
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.float32)

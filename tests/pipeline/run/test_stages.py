@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
+from tests.deployed import right_of, write_digits
 from tests.shell import run
 
 TINY = (
@@ -32,11 +33,17 @@ W4A8 = f"build --teacher digits_vit --bits w4a8 {TINY}"
 EXPORT_FLOAT = "pipeline.run.stages.export.export_float"
 STAGES = ["invert", "quantize", "export", "engine", "validate"]
 ENGINE = "engine.tensorrt_rtx.sm89.plan"
+DEPLOYED = {
+    "model.onnx", "preprocess.json", "labels.txt", ENGINE, f"{ENGINE}.json", "README.md", "classify.py", "classify.cpp",
+    "classify_tensorrt.cpp", "picture.hpp", "preprocess.hpp",
+}  # fmt: skip
+"""The graph that engines are built from is not among them: it is 6 MB, and builds nothing here."""
 FILES = {
     "manifest.json", "recipe.toml", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
     "quantized.safetensors",
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
     "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
+    *(f"deploy/{name}" for name in DEPLOYED),
 }  # fmt: skip
 
 
@@ -106,6 +113,7 @@ def test_manifest_is_whole_and_true(built: Path) -> None:
         "junit.xml",
         "run.log",
         ".lock",
+        *(f"deploy/{name}" for name in DEPLOYED),
     }
 
 
@@ -222,6 +230,56 @@ def test_onnx_takes_any_batch(built: Path, batch: int) -> None:
     assert np.isfinite(logits).all()
 
 
+def test_what_is_deployed_has_the_top1_of_the_manifest(built: Path, tmp_path: Path) -> None:
+    """To the last answer, one picture at a time and in batches, with numpy, Pillow and ONNX Runtime alone."""
+    labels = write_digits(tmp_path)
+    right = round(manifest(built)["validation"]["real"]["top1"] * 500)
+    for flags in ((), ("--batch", "25")):
+        assert right_of(built / "deploy", tmp_path, labels, *flags) == right
+
+
+def test_deployed_files_are_the_runs(built: Path, copy: Path, tmp_path: Path) -> None:
+    """`deploy` writes the same files elsewhere, by runtime; what an earlier run left goes, what is others' stays."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "engine.tensorrt_rtx.sm75.plan").write_text("stale")
+    (out / "own.txt").write_text("mine")
+    assert run(f"deploy {copy} --to {out}") == 0
+    assert files(out) == DEPLOYED | {"own.txt"}
+    assert all((out / name).read_bytes() == (built / "deploy" / name).read_bytes() for name in DEPLOYED)
+    assert (out / "model.onnx").read_bytes() == (copy / "model.onnx").read_bytes()
+    assert (out / "labels.txt").read_text().splitlines() == [str(digit) for digit in range(10)]
+    assert json.loads((out / "preprocess.json").read_text())["labels"] == [str(digit) for digit in range(10)]
+    assert run(f"deploy {copy} --to {out} --runtime onnxruntime") == 0
+    assert files(out) == DEPLOYED - {ENGINE, f"{ENGINE}.json", "classify_tensorrt.cpp"} | {"own.txt"}
+    assert run(f"deploy {copy} --to {out} --runtime tensorrt") == 0
+    assert files(out) == DEPLOYED - {"model.onnx", "classify.cpp"} | {"own.txt", "model.tensorrt.onnx"}
+
+
+def test_what_cannot_be_deployed_is_refused(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No run, a file in the way, an unknown runtime, and a model that is not the one that was judged."""
+    (tmp_path / "file").touch()
+    assert run(f"deploy {tmp_path} --to {tmp_path / 'out'}") == 2
+    assert run(f"deploy {copy} --to {tmp_path / 'file'}") == 2
+    assert run(f"deploy {copy} --to {tmp_path / 'out'} --runtime abacus") == 2
+    with (copy / "model.onnx").open("ab") as model:
+        model.write(b"x")
+    assert run(f"deploy {copy} --to {tmp_path / 'out'}") == 2
+    assert "is not the file that the run made" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_readme_of_what_is_deployed(built: Path) -> None:
+    """It has the verdict's figures, the lines that build engines elsewhere, and no line that is too long to read."""
+    text = (built / "deploy" / "README.md").read_text()
+    engine = json.loads((built / "deploy" / f"{ENGINE}.json").read_text())
+    assert engine["build_command"] in text
+    assert engine["trtexec_command"] in text
+    assert f"{100 * manifest(built)['validation']['real']['top1']:.2f}" in text
+    assert engine["labels"] == [str(digit) for digit in range(10)]
+    assert any("softmax is not applied" in note for note in engine["notes"])
+
+
 def test_second_run_is_free(copy: Path, built: Path) -> None:
     """The same command again runs no stage and gives the same files and verdict."""
     assert run(f"{W4A8} --out {copy} --arch sm89") == 0
@@ -231,12 +289,23 @@ def test_second_run_is_free(copy: Path, built: Path) -> None:
     assert files(copy) == FILES
 
 
-def test_other_architecture_keeps_the_model(copy: Path, built: Path) -> None:
-    """Changing --arch runs engine and validation again and nothing before; the old engine goes."""
-    assert run(f"{W4A8} --out {copy} --arch sm86") == 0
+def test_other_architectures_keep_the_model(copy: Path, built: Path) -> None:
+    """Changing --arch runs engine and validation again and nothing before; the old engine goes. Of one that only its
+    own device builds for, a Jetson's, the line for there is written, and nothing is claimed to be built."""
+    assert run(f"{W4A8} --out {copy} --arch sm86,orin") == 0
     assert cached(copy) == {name: name not in ("engine", "validate") for name in STAGES}
-    assert files(copy) == {name.replace("sm89", "sm86") for name in FILES}
+    script = "engine.tensorrt.sm87.sh"
+    assert files(copy) == {name.replace("sm89", "sm86") for name in FILES} | {
+        script, f"deploy/{script}", "deploy/model.tensorrt.onnx",
+    }  # fmt: skip
     assert {"model.onnx": outputs(built)["model.onnx"]}.items() <= outputs(copy).items()
+    assert (copy / "deploy" / script).read_text().splitlines()[3] == (
+        "trtexec --onnx=model.tensorrt.onnx --stronglyTyped --minShapes=input:1x1x32x32 --optShapes=input:8x1x32x32 "
+        "--maxShapes=input:32x1x32x32 --timingCacheFile=timing.tensorrt.sm87.cache "
+        "--saveEngine=engine.tensorrt.sm87.plan --skipInference"
+    )
+    assert [engine["arch"] for engine in manifest(copy)["validation"]["runtimes"]["tensorrt"]] == ["sm86"]
+    assert script in (copy / "deploy" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("flag", "again"), [("--force", STAGES), ("--from quantize", STAGES[1:])])
@@ -309,7 +378,8 @@ def test_other_bits_run_quantization_and_all_after(copy: Path, monkeypatch: pyte
     monkeypatch.setattr(EXPORT_FLOAT, lambda *_: None)
     assert run(f"{W4A8} --set bits=w8a8 --out {copy} --arch none") == 0
     assert cached(copy) == {name: name == "invert" for name in STAGES}
-    assert files(copy) == FILES - {"model.int4.onnx", "model.tensorrt.onnx", ENGINE, f"{ENGINE}.json"}
+    gone = {"model.int4.onnx", "model.tensorrt.onnx", ENGINE, f"{ENGINE}.json"}
+    assert files(copy) == FILES - gone - {f"deploy/{name}" for name in gone}
     assert manifest(copy)["validation"]["runtimes"]["tensorrt"] is None
     weight = initializers(copy / "model.onnx")["blocks.0.mlp.fc1.weight"]
     assert np.abs(numpy_helper.to_array(weight).astype(int)).max() > 100

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
+from importlib import resources
 from pathlib import Path
 
 import onnx
@@ -27,6 +29,7 @@ from pipeline.run.folder import file_sha256
 from pipeline.run.job import Job, Places
 from pipeline.run.stages.export import Export
 from pipeline.show.display import Display
+from tests.deployed import right_of, write_digits
 from tests.shell import run
 
 
@@ -77,7 +80,9 @@ def test_a_model_of_bytes_answers_as_the_weights_say(teacher: Teacher, folder: P
 
 
 def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real digits and leaves judge, kernels are counted, both models are timed; JSON and JUnit hold the verdict."""
+    """Real digits and leaves judge, kernels are counted, both models are timed; JSON and JUnit hold the verdict.
+
+    What is deployed has the same top-1, to the last answer, also where the model takes bytes."""
     places = f"--json {tmp_path / 'v.json'} --junit {tmp_path / 'v.xml'}"
     line = f"validate {folder / 'model.onnx'} --teacher digits_vit {places} --quiet --set validation.pictures=100"
     assert run(line) == 0
@@ -87,6 +92,12 @@ def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, caps
     assert verdict["runtimes"]["onnxruntime"]["kernels"]["linears"] == {"integer": 26, "all": 26}
     assert [row["batch"] for row in verdict["runtimes"]["onnxruntime"]["latency"]] == [1, 8]
     assert verdict["layers"] is None
+    pictures, device = tmp_path / "pictures", tmp_path / "device"
+    pictures.mkdir()
+    labels = write_digits(pictures)
+    shutil.copytree(folder, device)
+    (device / "classify.py").write_text(resources.files("pipeline.deploy").joinpath("classify.py").read_text())
+    assert right_of(device, pictures, labels) == round(verdict["real"]["top1"] * 500)
     assert {case.get("name") for case in ET.parse(tmp_path / "v.xml").getroot()} == {
         "synthetic_kl", "float_onnx_kl", "real_agreement", "real_top1_drop", "integer_coverage",
         "teacher_top1_above_chance", "teacher_top1_for_its_confidence",
@@ -146,8 +157,11 @@ def test_a_model_of_another_teacher_is_refused(
 
 
 def test_labels_are_what_is_known(teacher: Teacher, tmp_path: Path) -> None:
-    """The class map's lines in class order; nothing for a checkpoint of one's own."""
+    """The class map's lines in class order, ImageNet's numbers in words; nothing for a checkpoint of one's own."""
     assert known_labels(teacher, "own.safetensors", None) is None
     names = tmp_path / "map.txt"
     names.write_text("\n".join(f"class{number}" for number in range(10)))
     assert known_labels(teacher, "own.safetensors", names) == [f"class{number}" for number in range(10)]
+    names.write_text("n01443537\nn99999999\n\nn01440764\n")
+    words = ["goldfish, Carassius auratus", "n99999999", "", "tench, Tinca tinca", *[""] * 6]
+    assert known_labels(teacher, "own.safetensors", names) == words

@@ -1,0 +1,186 @@
+"""Several workers on one folder of shards: are two twice as fast as one, and what do random kills do?
+
+    python benchmarks/workers.py --rounds 3 --kills 20 --json F
+    python benchmarks/workers.py --teacher deit_tiny --checkpoint tiny.safetensors --iterations 100 --batch 4
+
+Every worker has one thread. One and two workers run in turn, each on a new folder; a rate is the shards a second
+between a worker's first and last one while all are at it, so that the start of Python does not count. Then workers
+are killed (SIGKILL) at random moments in the middle of a shard and others are started, until all shards are there; this
+begins anew until so many kills have fallen. A shard counts as made when its computation ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from image_quality import add_json_argument, save
+from kills import products
+
+from inversion.census import take_census
+from inversion.claims import claims_in
+
+WORKER = """
+import json, os, sys, time
+from inversion.inverter import Inverter
+from pipeline.cli import main
+log = os.open(sys.argv.pop(1), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+shard = Inverter.shard
+def told(self, number, *rest):
+    found = shard(self, number, *rest)
+    line = json.dumps({"shard": number, "process": os.getpid(), "time": time.monotonic()})
+    os.write(log, line.encode() + b"\\n")
+    return found
+Inverter.shard = told
+main()
+"""
+"""`pipeline ...`, with a line in a file for each shard that it made."""
+Start = Callable[[list[str], Path, Path, int], list[subprocess.Popen[bytes]]]
+"""Starts so many workers for a command's words, a folder and a log."""
+
+
+def array_workers(words: list[str], folder: Path, log: Path, workers: int) -> list[subprocess.Popen[bytes]]:
+    """Processes that know of each other by their claims alone. Each may make any shard, since a part of its own would
+    leave one worker idle at the end."""
+    arguments = [sys.executable, "-c", WORKER, str(log), *words, "--quiet", "--threads", "1", "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen(arguments, stderr=subprocess.DEVNULL, env=environment) for _ in range(workers)]
+
+
+KINDS: dict[str, Start] = {"array": array_workers}
+"""Ways to have several workers: another one is an entry here."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="digits_vit")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kind", choices=KINDS, default="array")
+    parser.add_argument("--seed", type=int, default=0)
+    add_json_argument(parser)
+    args = parser.parse_args()
+    words = ["invert", "--teacher", args.teacher, "--iterations", str(args.iterations), "--batch", str(args.batch)]
+    words += ["--images", str(args.shards * args.batch)]
+    words += ["--checkpoint", args.checkpoint] if args.checkpoint else []
+    start = KINDS[args.kind]
+    chance = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as place:
+        found = {
+            "kind": args.kind, "teacher": args.teacher, "iterations": args.iterations, "batch": args.batch,
+            "shards": args.shards, "workers": args.workers,
+            **(compare(words, Path(place), start, args.workers, args.rounds) if args.rounds else {}),
+            **(kill(words, Path(place), start, args.workers, args.kills, chance) if args.kills else {}),
+        }  # fmt: skip
+    save(f"workers_{args.kind}", found, args.json)
+    sys.exit(bool(found.get("differences")) or int(str(found.get("made_most", 0))) > 2)
+
+
+def compare(words: list[str], place: Path, start: Start, workers: int, rounds: int) -> dict[str, object]:
+    """Shards a second of one worker and of several, in turn."""
+    rates: dict[int, list[float]] = {1: [], workers: []}
+    for round_ in range(rounds):
+        for count, found in rates.items():
+            folder, log = place / f"{count}-{round_}", place / f"{count}-{round_}.log"
+            require_done(start(words, folder, log, count))
+            found.append(rate(lines(log)))
+            print(f"round {round_ + 1}: {count} workers, {found[-1]:.3f} shards/s", file=sys.stderr, flush=True)
+    ratios = [many / one for one, many in zip(rates[1], rates[workers], strict=True)]
+    return {
+        "shards_per_s": {str(count): [round(one, 4) for one in found] for count, found in rates.items()},
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(statistics.median(ratios), 3),
+    }
+
+
+def kill(
+    words: list[str], place: Path, start: Start, workers: int, kills: int, chance: random.Random
+) -> dict[str, object]:
+    """How often each shard was made, and what differs from a run that nobody stopped."""
+    whole, whole_log = place / "whole", place / "whole.log"
+    require_done(start(words, whole, whole_log, 1))
+    wanted, shard_s = products(whole), 1 / rate(lines(whole_log))
+    differences: list[str] = []
+    times: Counter[int] = Counter()
+    done = jobs = 0
+    while done < kills:
+        jobs += 1
+        folder, log = place / f"killed-{jobs}", place / f"killed-{jobs}.log"
+        folder.mkdir()
+        running = start(words, folder, log, workers)
+        while done < kills and any(process.poll() is None for process in running):
+            victim = at_work(folder, running, chance)
+            if victim is None:
+                continue
+            time.sleep(chance.uniform(0, shard_s))
+            if victim.poll() is None:
+                victim.kill()
+                victim.wait()
+                running.remove(victim)
+                done += 1
+                print(f"kill {done} of {kills}", file=sys.stderr, flush=True)
+                running += start(words, folder, log, 1)
+        require_done(running)
+        found = products(folder)
+        differences += [f"job {jobs}: {name}" for name in wanted.keys() | found if wanted.get(name) != found.get(name)]
+        differences += [f"job {jobs}: {number} is missing" for number in take_census(folder).missing]
+        times += Counter(Counter(line["shard"] for line in lines(log)).values())
+    return {
+        "kills": done, "jobs": jobs, "differences": differences, "files_compared": len(wanted),
+        "shards_made_so_often": {str(often): count for often, count in sorted(times.items())},
+        "made_most": max(times),
+    }  # fmt: skip
+
+
+def at_work(
+    folder: Path, running: list[subprocess.Popen[bytes]], chance: random.Random
+) -> subprocess.Popen[bytes] | None:
+    """One of the workers that are at a shard just now."""
+    time.sleep(0.02)
+    owners = {claim.owner.pid for claim in claims_in(folder)}
+    busy = [process for process in running if process.pid in owners and process.poll() is None]
+    return chance.choice(busy) if busy else None
+
+
+def lines(log: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def rate(made: list[dict[str, float]]) -> float:
+    """Shards a second of all workers together, while all of them are at it."""
+    moments: dict[float, list[float]] = {}
+    for line in made:
+        moments.setdefault(line["process"], []).append(line["time"])
+    begin, end = max(map(min, moments.values())), min(map(max, moments.values()))
+    total = 0.0
+    for times in moments.values():
+        within = [moment for moment in times if begin <= moment <= end]
+        if len(within) < 2:
+            raise SystemExit("a worker made hardly a shard while the others worked: take more --shards")
+        total += (len(within) - 1) / (within[-1] - within[0])
+    return total
+
+
+def require_done(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if code := process.wait():
+            raise SystemExit(f"a worker ended with {code}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What an edge device gets of a run: the model, how pictures enter it, and programs that run it."""
