@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test lint docs install clean cluster
 
 install: $(VENV)/.installed
 
@@ -37,7 +37,13 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 test: lint
-	$(VENV)/bin/pytest -n 2 --dist loadfile
+	$(VENV)/bin/pytest -n 2 --dist loadfile --ignore tests/cluster
+
+# What runs on real Ray clusters of this machine, a head and two raylets; minutes.
+# $(VENV) gets Ray beside the rest.
+cluster: install
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/cluster
 
 clean:
 	rm -rf $(VENV) runs site build dist *.egg-info

@@ -2,6 +2,10 @@
 
     python benchmarks/workers.py --rounds 3 --kills 20 --json F
     python benchmarks/workers.py --teacher deit_tiny --checkpoint tiny.safetensors --iterations 100 --batch 4
+    python benchmarks/workers.py --kind ray --kills 20
+
+With `--kind ray` the workers are those of a Ray cluster of this machine, of as many CPUs as there are workers. One of
+them also runs in turn with a process without Ray, and kills fall on workers that are at a task.
 
 Every worker has one thread. One and two workers run in turn, each on a new folder; a rate is the shards a second
 between a worker's first and last one while all are at it, so that the start of Python does not count. Then workers
@@ -15,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +50,23 @@ Inverter.shard = told
 main()
 """
 """`pipeline ...`, with a line in a file for each shard that it made."""
+RAY_DRIVER = """
+import json, os, sys, time
+from pipeline.cli import main
+from pipeline.cluster import inverting
+path, make = sys.argv.pop(1), inverting.make_shard
+def told(key, shared, number, halved):
+    found = make(key, shared, number, halved)
+    line = json.dumps({"shard": number, "process": os.getpid(), "time": time.monotonic()})
+    with open(path, "a") as log:
+        log.write(line + "\\n")
+    return found
+inverting.make_shard = told
+main()
+"""
+"""The same for the workers of a cluster, which get the function by value."""
+TASK = "ray::told"
+"""What Ray calls a worker that is at it."""
 Start = Callable[[list[str], Path, Path, int], list[subprocess.Popen[bytes]]]
 """Starts so many workers for a command's words, a folder and a log."""
 
@@ -57,7 +79,14 @@ def array_workers(words: list[str], folder: Path, log: Path, workers: int) -> li
     return [subprocess.Popen(arguments, stderr=subprocess.DEVNULL, env=environment) for _ in range(workers)]
 
 
-KINDS: dict[str, Start] = {"array": array_workers}
+def ray_workers(words: list[str], folder: Path, log: Path, workers: int) -> list[subprocess.Popen[bytes]]:
+    """A command with a Ray cluster of so many CPUs."""
+    arguments = [sys.executable, "-c", RAY_DRIVER, str(log), *words, "--quiet", "--threads", "1", "--ray", "local"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": workers})}
+    return [subprocess.Popen([*arguments, "--out", str(folder)], stderr=subprocess.DEVNULL, env=environment)]
+
+
+KINDS: dict[str, Start] = {"array": array_workers, "ray": ray_workers}
 """Ways to have several workers: another one is an entry here."""
 
 
@@ -85,6 +114,7 @@ def main() -> None:
             "kind": args.kind, "teacher": args.teacher, "iterations": args.iterations, "batch": args.batch,
             "shards": args.shards, "workers": args.workers,
             **(compare(words, Path(place), start, args.workers, args.rounds) if args.rounds else {}),
+            **(overhead(words, Path(place), args.rounds) if args.rounds and args.kind == "ray" else {}),
             **(kill(words, Path(place), start, args.workers, args.kills, chance) if args.kills else {}),
         }  # fmt: skip
     save(f"workers_{args.kind}", found, args.json)
@@ -108,6 +138,23 @@ def compare(words: list[str], place: Path, start: Start, workers: int, rounds: i
     }
 
 
+def overhead(words: list[str], place: Path, rounds: int) -> dict[str, object]:
+    """By how much one worker of a cluster is slower than a process without one, in turn."""
+    rates: dict[str, list[float]] = {"array": [], "ray": []}
+    for round_ in range(rounds):
+        for kind, found in rates.items():
+            folder, log = place / f"{kind}-{round_}", place / f"{kind}-{round_}.log"
+            require_done(KINDS[kind](words, folder, log, 1))
+            found.append(rate(lines(log)))
+            print(f"round {round_ + 1}: {kind}, {found[-1]:.3f} shards/s", file=sys.stderr, flush=True)
+    slower = [alone / ray - 1 for alone, ray in zip(rates["array"], rates["ray"], strict=True)]
+    return {
+        "one_worker_shards_per_s": {kind: [round(one, 4) for one in found] for kind, found in rates.items()},
+        "overheads": [round(one, 4) for one in slower],
+        "overhead": round(statistics.median(slower), 4),
+    }
+
+
 def kill(
     words: list[str], place: Path, start: Start, workers: int, kills: int, chance: random.Random
 ) -> dict[str, object]:
@@ -124,6 +171,9 @@ def kill(
         folder.mkdir()
         running = start(words, folder, log, workers)
         while done < kills and any(process.poll() is None for process in running):
+            if start is ray_workers:
+                done += kill_task(running[0], chance, shard_s)
+                continue
             victim = at_work(folder, running, chance)
             if victim is None:
                 continue
@@ -155,6 +205,32 @@ def at_work(
     owners = {claim.owner.pid for claim in claims_in(folder)}
     busy = [process for process in running if process.pid in owners and process.poll() is None]
     return chance.choice(busy) if busy else None
+
+
+def kill_task(driver: subprocess.Popen[bytes], chance: random.Random, shard_s: float) -> int:
+    """Kill a worker of the driver's cluster in the middle of a shard; returns how many were killed."""
+    time.sleep(chance.uniform(0, 2 * shard_s))
+    parents, tasks = {}, []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal():
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                tasks += [int(entry.name)] if (entry / "cmdline").read_text().startswith(TASK) else []
+        except OSError:
+            continue
+    own = [task for task in sorted(tasks) if driver.pid in ancestors(task, parents)]
+    if not own:
+        return 0
+    os.kill(chance.choice(own), signal.SIGKILL)
+    print("a task was killed", file=sys.stderr, flush=True)
+    return 1
+
+
+def ancestors(process: int, parents: dict[int, int]) -> list[int]:
+    found = [process]
+    while (parent := parents.get(found[-1], 0)) > 1:
+        found.append(parent)
+    return found
 
 
 def lines(log: Path) -> list[dict[str, float]]:
