@@ -1,4 +1,4 @@
-# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`.
+# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`; with a GPU, `make gpu`.
 PYTHON ?= python3
 VENV := .venv
 PIPELINE := $(VENV)/bin/pipeline
@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint docs install clean cluster
+.PHONY: demo test gpu cluster lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ test: lint
 cluster: install
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/cluster
+
+# On a machine with a GPU, 10 minutes: its tests, and records of how fast everything is there.
+gpu: install
+	$(VENV)/bin/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) runs site build dist *.egg-info
