@@ -1,4 +1,4 @@
-"""Engines of one teacher on this machine's GPU, with INT8 in linears alone and in attention too, beside FP16 and FP32."""
+"""Engines of one teacher on this GPU, with INT8 in linears alone and in attention too, beside FP16 and FP32."""
 
 from __future__ import annotations
 
