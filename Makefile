@@ -1,4 +1,4 @@
-# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`.
+# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`; with a GPU, `make gpu`.
 PYTHON ?= python3
 VENV := .venv
 PIPELINE := $(VENV)/bin/pipeline
@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test gpu lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ docs: install
 
 test: lint
 	$(VENV)/bin/pytest -n 2 --dist loadfile
+
+# On a machine with a GPU, 10 minutes: its tests, and records of how fast everything is there.
+gpu: install
+	$(VENV)/bin/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) runs site build dist *.egg-info

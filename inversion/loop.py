@@ -34,8 +34,10 @@ class Loop:
     left stay in it as they were, since the active ones see slices of their neighbours after a shift. `first_bad` [] is
     the first update whose loss was not finite, -1 while there is none.
 
-    No step waits for the device, so that on CUDA a whole stage is one graph, replayed.
+    No step waits for the device, so that on CUDA a whole stage is one graph, replayed, unless `graphs` is false.
     """
+
+    graphs = True
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Loop:
         """`iterations` updates, with `after` called behind each: eager on a CPU, one replayed graph on CUDA."""
         update = self.step
         for iteration in range(iterations):
-            if self.device.type == "cuda" and iteration == GRAPH_WARM_UP:
+            if self.graphs and self.device.type == "cuda" and iteration == GRAPH_WARM_UP:
                 update = self._captured()
             update()
             self.done += 1

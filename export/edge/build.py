@@ -58,12 +58,14 @@ def build_engines(
         yield path, chosen.build(graph, path, arch, batches)
 
 
-def build_float_engine(model: Path, folder: Path, arch: str, backend: str, batches: Sequence[int] = BATCHES) -> Path:
-    """`folder`/float16.plan: what a float graph gives in FP16, for the GPU architecture `arch`, with its sidecar. An
-    engine of integers should be faster. Raises what `build_engine` raises."""
+def build_float_engine(
+    model: Path, folder: Path, arch: str, backend: str, batches: Sequence[int] = BATCHES, precision: str = "float16"
+) -> Path:
+    """`folder`/float16.plan: what a float graph gives in `precision`, for the GPU architecture `arch`, with its
+    sidecar. An engine of integers should be faster. Raises what `build_engine` raises."""
     require_batches(batches)
-    graph, out = folder / "float16.onnx", folder / "float16.plan"
-    write_engine_graph(model, graph, "float16")
+    graph, out = folder / f"{precision}.onnx", folder / f"{precision}.plan"
+    write_engine_graph(model, graph, precision)
     find_engine_backend(backend).build(graph, out, arch, batches)
     return out
 

@@ -116,8 +116,10 @@ def measure_inversion(
     rounds: int = 3,
     precision: str = "auto",
     progress: Progress = quiet,
+    graphs: bool = True,
 ) -> Bench:
-    """Rows of METHODS, each yielding `batch` images a run (PRI inverts batch / v trajectories).
+    """Rows of METHODS, each yielding `batch` images a run (PRI inverts batch / v trajectories). On CUDA a stage is one
+    graph, unless `graphs` is false.
 
     Every round times all methods in turn, so that what else the machine does falls on all of them. A row gives the
     median over rounds, and as its spread (largest - smallest) / median.
@@ -131,7 +133,7 @@ def measure_inversion(
         rows.append(Measured(name, job, inverters[name].stages))
     for round_ in range(rounds):
         for number, row in enumerate(rows, start=1):
-            _measure(row, inverters[row.name], first=round_ == 0)
+            _measure(row, inverters[row.name], graphs, first=round_ == 0)
             progress("bench", round_ * len(rows) + number, rounds * len(rows), math.nan)
     model = inverters["dmi"].model
     return {
@@ -221,10 +223,11 @@ def _job(batch: int, precision: str, chosen: Chosen) -> Inversion:
     return Inversion(images=images, batch=images, iterations=ITERATIONS, precision=asked, **chosen)
 
 
-def _measure(row: Measured, inverter: Inverter, first: bool) -> None:
+def _measure(row: Measured, inverter: Inverter, graphs: bool, first: bool) -> None:
     """One round: each stage in turn; in the first, also FLOPs and memory."""
     seconds = []
     loop = inverter.loop(0)
+    loop.graphs = graphs
     for stage in row.stages:
         seconds.append(_seconds_an_update(loop))
         if stage is not row.stages[-1]:
@@ -258,8 +261,9 @@ def _peak_bytes(inverter: Inverter) -> int:
     device = inverter.model.pos_embed.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)  # the teacher, and its copies for other methods
         inverter.loop(0).run(2, lambda: None)
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(weights + torch.cuda.max_memory_allocated(device) - before)
     with PeakMemory() as memory:
         inverter.loop(0).run(2, lambda: None)
     return weights + memory.peak
