@@ -1,4 +1,4 @@
-"""Engines of one teacher on this GPU, with INT8 in linears alone and in attention too, beside FP16 and FP32."""
+"""Engines of one teacher on this GPU: INT8 in linears alone and in attention too, beside FP16 and FP32."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def engine_results(folder: Path, teacher: Teacher, backend: str, arch: str, pict
         sessions = {kind: stack.enter_context(open_engine(path)) for kind, path in plans.items()}
         latency = [row(batch, time_in_turn(sessions, batch, runs=RUNS, warmup=WARM_UP)) for batch in BATCHES]
         said = {kind: answer(session, leaves.numpy()) for kind, session in sessions.items()}
-    first = min(64, pictures)
+    first = min(16, pictures)
     with ExitStack() as stack:
         onnx = {kind: stack.enter_context(open_runtime(graph)) for kind, graph in graphs.items()}
         beside = {kind: answer(runtime, leaves[:first].numpy()) for kind, runtime in onnx.items()}

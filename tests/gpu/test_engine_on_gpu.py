@@ -13,11 +13,12 @@ from calib.ranges import calibrate, insert_quantizers
 from calib.scheme import QuantScheme
 from calib.settings import Calibration
 from calib.views import dense_views
-from export.edge.build import build_engines
+from export.edge.build import build_engines, build_float_engine
 from export.edge.compare import compare
 from export.edge.gpu import local_arch
+from export.edge.latency import time_in_turn
 from export.edge.registry import available_backend, find_engine_backend
-from export.edge.runtime import open_engine, open_runtime
+from export.edge.runtime import answer, open_engine, open_runtime
 from export.graph import export_float, export_quantized
 from export.onnx_file import export_onnx
 from export.qdq import qdq_module
@@ -64,3 +65,24 @@ def test_a_teacher_on_the_gpu_gives_the_same_file(tmp_path: Path) -> None:
     export_float(there.model, there.spec, tmp_path / "float.onnx", {})
     assert (tmp_path / "gpu.onnx").read_bytes() == (tmp_path / "cpu.onnx").read_bytes()
     assert there.device.type == "cuda"
+
+
+def test_an_engine_is_timed_beside_fp16(tmp_path: Path) -> None:
+    """FP16's engine is built and run; both answer at every batch of the profile. Which is faster, benchmarks tell."""
+    backend, arch = available_backend(), local_arch()
+    assert backend is not None
+    assert arch is not None
+    teacher = load_teacher("digits_vit")
+    float32, model = tmp_path / "float.onnx", tmp_path / "model.onnx"
+    export_float(teacher.model, teacher.spec, float32, {})
+    weights = quantize_by_max(teacher.model, "w8a8", grey_images(16))
+    export_quantized(qdq_module(teacher.model, weights), teacher.spec, model, {})
+    ((path, _),) = build_engines(model, tmp_path, [arch], backend, batches=(1, 2, 4))
+    plain = build_float_engine(float32, tmp_path, arch, backend, (1, 2, 4))
+    with open_engine(path) as quantized, open_engine(plain) as session:
+        for batch in (1, 2, 4):
+            found = time_in_turn({"int8": quantized, "float16": session}, batch, runs=10, warmup=2)
+            assert all(latency.median_ms > 0 for latency in found.values())
+        pictures = dead_leaves(teacher.spec, 8, 0)
+        expected = teacher.logits(pictures).numpy()
+        assert compare(expected, answer(session, pictures.numpy())).kl < 1e-3

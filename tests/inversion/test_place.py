@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,13 @@ from torch import Tensor
 from inversion.confidence import target_confidence
 from inversion.inverter import Inverter
 from inversion.job import Inversion
+from inversion.loop import GRAPH_WARM_UP, Loop
 from inversion.teacher import Teacher
 from tests.elsewhere import There, elsewhere
 from tests.small import small_teacher
 
 JOBS = {
-    "pri": Inversion(images=4, batch=4, iterations=8, division_factor=2),
+    "pri": Inversion(images=4, batch=4, iterations=12, division_factor=2),
     "smi": Inversion(method="smi", sparsity=50, images=2, batch=2, iterations=8, prune_at=(1, 2, 4, 6)),
     "dmi": Inversion(method="dmi", images=2, batch=2, iterations=5, tv_norm="batch"),
     "random": Inversion(images=4, batch=4, iterations=8, division_factor=2, selection="random"),
@@ -51,6 +53,24 @@ def test_what_a_loop_holds_is_there() -> None:
         held = [value for value in (*vars(loop).values(), *state.values()) if isinstance(value, Tensor)]
     assert {"exp_avg", "exp_avg_sq", "step"} <= state.keys()
     assert [value for value in held if not isinstance(value, There)] == [loop.labels]
+
+
+def test_a_stage_is_one_graph_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured once a stage, behind the updates that warm up; the bench compares with single launches."""
+    captured: list[int] = []
+
+    def capture(loop: Loop) -> Callable[[], None]:
+        captured.append(loop.done)
+        return loop.step
+
+    with elsewhere():
+        monkeypatch.setattr(Loop, "_captured", capture)
+        loop = Inverter(on_gpu(small_teacher()), JOBS["pri"]).loop(0)
+        loop.run(6, lambda: None)
+        assert captured == [GRAPH_WARM_UP]
+        loop.graphs = False
+        loop.run(6, lambda: None)
+    assert (captured, loop.done) == ([GRAPH_WARM_UP], 12)
 
 
 @pytest.mark.parametrize("left_behind", ["targets", "offsets", "low", "kept", "own", "canvas"])
