@@ -26,6 +26,7 @@ FILES = {
     "quantized.safetensors",
     "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
     "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
+    "images/job.json",
     *(f"deploy/{name}" for name in DEPLOYED),
 }  # fmt: skip
 

@@ -333,7 +333,7 @@ def test_stages_by_themselves_work_together(
     ]
     assert [run(line) for line in lines] == [0, 0, 0, 0]
     assert files(tmp_path) == {
-        "images/.lock", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
+        "images/job.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
         "images/progress.safetensors",
         "made/quantized.safetensors",
         "onnx/model.onnx", "onnx/model.int4.onnx", "onnx/model.fp32.onnx", "onnx/preprocess.json",

@@ -54,6 +54,7 @@ def test_manifest_is_whole_and_true(built: Path) -> None:
             data = (built / output["path"]).read_bytes()
             assert (output["bytes"], output["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert outputs(built).keys() == FILES - {
+        "images/job.json",
         "manifest.json",
         "recipe.toml",
         "report.html",
