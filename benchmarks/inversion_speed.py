@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--name", required=True)
     args = parser.parse_args()
-    device = choose_device(args.device).type
+    device = str(choose_device(args.device))
     teacher = load_teacher(args.teacher, args.checkpoint, random_weights=args.random_weights, device=device)
     results = measure_inversion(teacher, args.batch, args.rounds, args.precision)
     Console(width=160).print(results_table(results))

@@ -55,6 +55,7 @@ def _gradients(
         answers = sparse_forward(model, patches.clone().requires_grad_(), kept).log_softmax(-1)
         if not bool(torch.isfinite(answers).all()):
             raise InputError("the teacher's answers are not finite numbers: the teacher or the images are broken.")
+        # on the CPU, so that the same seed draws the same answers everywhere
         drawn = torch.multinomial(answers.detach().exp().cpu(), DRAWS, replacement=True, generator=generator)
         likelihoods = [answers.gather(1, draw.unsqueeze(1)).sum() for draw in drawn.to(answers.device).unbind(1)]
         found = [torch.autograd.grad(each, list(seen.values()), retain_graph=True) for each in likelihoods]

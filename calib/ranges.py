@@ -14,6 +14,7 @@ import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator
 from modelopt.torch.quantization.config import QuantizerAttributeConfig
+from modelopt.torch.quantization.extensions import get_cuda_ext
 from modelopt.torch.quantization.nn import TensorQuantizer
 from torch import Generator, Tensor
 
@@ -62,6 +63,8 @@ def insert_quantizers(model: PlainViT, scheme: QuantScheme) -> PlainViT:
             cfg = {"num_bits": bits.activation, "axis": None}
             config.append({"quantizer_name": f"{name}.input_quantizer", "cfg": cfg})
     clip = {"method": "mse", "start_multiplier": 0.3, "stop_multiplier": 1.0, "step_size": 0.02}
+    # on CUDA, ModelOpt 0.47 would compile kernels of its own, for minutes; without, it computes as on a CPU
+    get_cuda_ext.extension = None
     with _quiet():
         quantized = mtq.quantize(copy.deepcopy(model), {"quant_cfg": config, "algorithm": clip})
     for name, bits in layers.items():

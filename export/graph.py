@@ -46,7 +46,8 @@ def export_quantized(
 def export_float(
     model: PlainViT, spec: InputSpec, path: Path, metadata: dict[str, str], uint8_input: bool = False
 ) -> None:
-    """Write the float teacher, with the same inputs, outputs and errors as `export_quantized`."""
+    """Write the float teacher, with the same inputs, outputs and errors as `export_quantized`; from a copy on the CPU,
+    so that the bytes do not depend on where `model` is."""
     module: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     plain_attention(module)
     _export(module, spec, Path(path), metadata, uint8_input)

@@ -114,6 +114,9 @@ class QDQPatchEmbed(nn.Module):
 def qdq_module(model: PlainViT, weights: QuantizedWeights) -> nn.Module:
     """A copy of `model` that computes with `weights`, on the CPU, in eval mode; `model` is left as it was.
 
+    On the CPU wherever `model` is: it is traced for ONNX, whose bytes should not depend on a GPU, and layer by layer
+    ONNX Runtime's CPU is held against it. Whoever only wants its answers moves it.
+
     Takes normalised images [B, C, H, W] and gives logits [B, num_classes].
     Raises `InputError` where `weights` are not those of `model`'s architecture.
     """

@@ -184,7 +184,7 @@ class Loop:
     def _captured(self) -> Callable[[], None]:
         """`step` as a CUDA graph: one launch instead of a thousand."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(self.device), torch.cuda.graph(graph):
             self.step()
         replay: Callable[[], None] = graph.replay
         return replay

@@ -39,7 +39,10 @@ class BatchNormPrior:
         cfg: dict[str, Any] = self.cnn.pretrained_cfg
         mean, std = (torch.tensor(cfg[key][: teacher.spec.channels]) for key in ("mean", "std"))
         ours, spread = torch.tensor(teacher.spec.mean), torch.tensor(teacher.spec.std)
-        self.scale, self.shift = ((spread / std).view(-1, 1, 1), ((ours - mean) / std).view(-1, 1, 1))
+        # a CUDA graph could not copy them from the CPU
+        self.scale, self.shift = (
+            part.view(-1, 1, 1).to(teacher.device) for part in (spread / std, (ours - mean) / std)
+        )
 
     def gradient(self, canvas: Tensor, offset: Tensor) -> Tensor:
         whole = torch.zeros(1, 1, dtype=torch.long, device=canvas.device)
@@ -53,7 +56,7 @@ class BatchNormPrior:
         distances: list[Tensor] = []
         handles = [norm.register_forward_hook(partial(_distance, distances)) for norm in self.norms]
         try:
-            self.cnn(pictures * self.scale.to(pictures) + self.shift.to(pictures))
+            self.cnn(pictures * self.scale + self.shift)
         finally:
             for handle in handles:
                 handle.remove()

@@ -21,7 +21,7 @@ def run(line: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pipeline", *shlex.split(line)])
         # how long it is timed changes no promise
-        patch.setattr("pipeline.judge.validation.LATENCY_SECONDS", 0.2)
+        patch.setattr("pipeline.judge.speed.LATENCY_SECONDS", 0.2)
         try:
             cli.main()
         except SystemExit as ended:

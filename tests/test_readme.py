@@ -9,6 +9,7 @@ import pytest
 import readme
 
 from pipeline.cli import app
+from tests.small import thin_teacher
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,11 +57,14 @@ def test_no_host_of_a_registry_and_no_path_of_a_machine() -> None:
 def test_the_ten_lines_of_python_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The block of the README, with a tiny inversion in place of its own."""
+    """The block of the README, with a tiny inversion and a thin teacher in place of its own."""
     found = re.search(r"<!-- python -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert found
-    code = found[1].replace("images=96, iterations=300", "images=8, iterations=8")
-    assert code != found[1]
+    code = found[1]
+    thin = thin_teacher(tmp_path / "thin")
+    for here, there in (("images=96, iterations=300", "images=8, iterations=8"), ("digits_vit", thin)):
+        assert here in code
+        code = code.replace(here, there)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert 0 <= float(capsys.readouterr().out) <= 1

@@ -6,7 +6,8 @@ A new one is a subclass in a file of its own, a line in `export.edge.registry`, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +39,11 @@ class Runtime(ABC):
     @abstractmethod
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `InputError` where `feeds` do not fit the model's inputs, or it is closed."""
+
+    @contextmanager
+    def ready(self, feeds: Mapping[str, Array]) -> Iterator[Callable[[], object]]:
+        """What runs the model once on `feeds`, which are where it takes them: its time is the model's."""
+        yield lambda: self.run(feeds)
 
     @abstractmethod
     def close(self) -> None:

@@ -58,6 +58,16 @@ def build_engines(
         yield path, chosen.build(graph, path, arch, batches)
 
 
+def build_float_engine(model: Path, folder: Path, arch: str, backend: str, batches: Sequence[int] = BATCHES) -> Path:
+    """`folder`/float16.plan: what a float graph gives in FP16, for the GPU architecture `arch`, with its sidecar. An
+    engine of integers should be faster. Raises what `build_engine` raises."""
+    require_batches(batches)
+    graph, out = folder / "float16.onnx", folder / "float16.plan"
+    write_engine_graph(model, graph, "float16")
+    find_engine_backend(backend).build(graph, out, arch, batches)
+    return out
+
+
 def _engine_graph(model: Path, folder: Path, precision: str, batches: Sequence[int]) -> Path:
     require_batches(batches)
     require_quantized(model)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +45,24 @@ class EngineSession(Runtime):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `InputError` where `feeds` do not fit the profile, or the engine is closed."""
+        with self._loaded(feeds) as (execute, pointers):
+            answers: dict[str, Array] = {}
+            execute()
+            for tensor in self._spec.outputs:
+                answer = np.empty(tuple(self._context.get_tensor_shape(tensor.name)), tensor.dtype)
+                self._copy(answer.ctypes.data, pointers[tensor.name], answer.nbytes, "cudaMemcpyDeviceToHost")
+                answers[tensor.name] = answer
+        return answers
+
+    @contextlib.contextmanager
+    def ready(self, feeds: Mapping[str, Array]) -> Iterator[Callable[[], object]]:
+        """`feeds` on the GPU: a run copies nothing. Raises what `run` raises."""
+        with self._loaded(feeds) as (execute, _):
+            yield execute
+
+    @contextlib.contextmanager
+    def _loaded(self, feeds: Mapping[str, Array]) -> Iterator[tuple[Callable[[], None], dict[str, int]]]:
+        """What runs the engine on `feeds`, which were copied to the GPU, and where it writes each output."""
         if self._context is None:
             raise InputError("the engine was closed: open it again.")
         for tensor in self._spec.inputs:
@@ -52,28 +71,27 @@ class EngineSession(Runtime):
             for tensor in self._spec.inputs:
                 value = np.ascontiguousarray(feeds[tensor.name])
                 self._context.set_input_shape(tensor.name, value.shape)
-                pointer = self._allocate(stack, value.nbytes)
-                self._context.set_tensor_address(tensor.name, pointer)
+                pointer = self._allocate(stack, tensor.name, value.nbytes)
                 self._copy(pointer, value.ctypes.data, value.nbytes, "cudaMemcpyHostToDevice")
-            answers: dict[str, Array] = {}
             pointers = {}
             for tensor in self._spec.outputs:
-                shape = tuple(self._context.get_tensor_shape(tensor.name))
-                answers[tensor.name] = np.empty(shape, tensor.dtype)
-                pointers[tensor.name] = self._allocate(stack, answers[tensor.name].nbytes)
-                self._context.set_tensor_address(tensor.name, pointers[tensor.name])
+                numbers = math.prod(self._context.get_tensor_shape(tensor.name))
+                pointers[tensor.name] = self._allocate(stack, tensor.name, numbers * np.dtype(tensor.dtype).itemsize)
             stream = _checked(self._cuda.cudaStreamCreate())
             stack.callback(lambda: _checked(self._cuda.cudaStreamDestroy(stream)))
-            if not self._context.execute_async_v3(int(stream)):
-                raise MachineError(f"{self.provider} could not run the engine: look at the GPU's memory.")
-            _checked(self._cuda.cudaStreamSynchronize(stream))
-            for name, answer in answers.items():
-                self._copy(answer.ctypes.data, pointers[name], answer.nbytes, "cudaMemcpyDeviceToHost")
-        return answers
 
-    def _allocate(self, stack: contextlib.ExitStack, size: int) -> int:
+            def execute() -> None:
+                if not self._context.execute_async_v3(int(stream)):
+                    raise MachineError(f"{self.provider} could not run the engine: look at the GPU's memory.")
+                _checked(self._cuda.cudaStreamSynchronize(stream))
+
+            yield execute, pointers
+
+    def _allocate(self, stack: contextlib.ExitStack, name: str, size: int) -> int:
+        """Memory for the tensor `name`, until `stack` ends."""
         pointer = int(_checked(self._cuda.cudaMalloc(size)))
         stack.callback(lambda: _checked(self._cuda.cudaFree(pointer)))
+        self._context.set_tensor_address(name, pointer)
         return pointer
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:

@@ -16,7 +16,7 @@ from calib.weights import QuantizedWeights
 from export.edge.compare import Comparison
 from export.edge.gpu import local_arch
 from export.edge.kernels import Coverage
-from export.edge.latency import measure_latency, peak_bytes
+from export.edge.latency import peak_bytes
 from export.edge.registry import available, find_engine_backend, find_runtime
 from export.edge.runtime import Runtime, open_engine, open_runtime
 from export.graph import integer_weights
@@ -25,11 +25,13 @@ from inversion.leaves import dead_leaves
 from inversion.progress import Progress
 from inversion.teacher import Teacher
 from pipeline.judge.answers import AT_ONCE, Judge, Model, Pictures, first, mistaken, of_runtime, together
+from pipeline.judge.speed import engine_rows, onnx_rows
 from pipeline.pictures.valdata import ValData
 from pipeline.record.gates import FLOAT, GRAPH, ONNX, Limits, Measured, gates_of, warnings
 from pipeline.record.proof import (
     Answered,
     Engine,
+    EngineLatencyRow,
     ExecutedEngine,
     Fidelity,
     Kernels,
@@ -39,13 +41,9 @@ from pipeline.record.proof import (
     OnKinds,
     OnnxRuntime,
     Runtimes,
-    Times,
     Verdict,
 )
 
-LATENCY_BATCHES = (1, 8)
-LATENCY_SECONDS = 8.0
-"""For each batch; benchmarks/runtimes.py takes longer."""
 PARITY_PICTURES, MODULE_PICTURES = 2, 50
 """Synthetic pictures on which single layers, and the whole file, are held against the torch module."""
 LEAVES = "leaves"
@@ -102,7 +100,8 @@ def validate(
         runtimes: dict[str, Runtime] = {ONNX: onnx, FLOAT: stack.enter_context(open_runtime(files.float32))}
         if files.engine_graph:
             runtimes[GRAPH] = stack.enter_context(open_runtime(files.engine_graph))
-        executed = {path: stack.enter_context(open_engine(path)) for path, engine in files.engines if _is_here(engine)}
+        here = [(path, engine) for path, engine in files.engines if _is_here(engine)]
+        executed = {path: stack.enter_context(open_engine(path)) for path, _ in here}
         runtimes |= {path.name: session for path, session in executed.items()}
         models = {name: of_runtime(runtime, teacher.spec) for name, runtime in runtimes.items()}
         kinds = [*synthetic, *([Pictures.real(val_data)] if val_data else [])]
@@ -114,8 +113,12 @@ def validate(
             parity = Judge(reference.module, first(kinds, MODULE_PICTURES))(models[ONNX])
             shown = torch.cat([images for images, _ in first(synthetic, PARITY_PICTURES).batches()])
             layers = layer_parity(files.quantized, reference.module, shown)
-        engines = tuple(_answered_engine(path, engine, executed.get(path), found) for path, engine in files.engines)
-        speed = _latency(files, onnx.batches[1])
+        beside = {path: engine_rows(executed[path], engine, files.float32) for path, engine in here}
+        engines = tuple(
+            _executed_engine(path, engine, beside[path].rows, found) if path in beside else engine
+            for path, engine in files.engines
+        )
+        speed = onnx_rows(files.float32, files.quantized, files.provider, onnx.batches[1])
     kernels = find_runtime(files.provider).kernels(files.quantized)
     measured = Measured(
         synthetic=found.synthetic,
@@ -125,12 +128,17 @@ def validate(
         exact_layers=(sum(layer.exact for layer in layers), len(layers)) if layers else None,
         coverage={"": kernels.share} | {f"_{engine.arch}": engine.kernels.share for engine in engines},
         latency_ratios=[row.ratio for row in speed],
+        engine_ratios=_engine_ratios(engines),
     )
     gates, answered = gates_of(measured, limits), found.of(ONNX)
     return Verdict(
         passed=all(gates),
         gates=gates,
-        warnings=(*(val_data.left_out if val_data else ()), *found.warnings()),
+        warnings=(
+            *(val_data.left_out if val_data else ()),
+            *found.warnings(),
+            *(one.warning for one in beside.values() if one.warning),
+        ),
         synthetic=answered.synthetic,
         real=answered.real,
         runtimes=Runtimes(_describe_runtime(onnx, files, speed, kernels), engines or None),
@@ -187,12 +195,18 @@ def _is_here(engine: Engine) -> bool:
     return local_arch() == engine.arch and available(engine.backend) is not None
 
 
-def _answered_engine(path: Path, engine: Engine, session: Runtime | None, found: _Found) -> Engine:
-    """`engine`; where it was executed, with its fidelity, and its kernels from its own inspector."""
-    if session is None:
-        return engine
+def _executed_engine(
+    path: Path, engine: Engine, latency: tuple[EngineLatencyRow, ...], found: _Found
+) -> ExecutedEngine:
+    """`engine` with its fidelity and times, and its kernels from its own inspector."""
     kernels = find_engine_backend(engine.backend).kernels(path)
-    return ExecutedEngine.of(engine, Kernels.of(kernels), found.of(path.name))
+    return ExecutedEngine.of(engine, Kernels.of(kernels), found.of(path.name), latency)
+
+
+def _engine_ratios(engines: Sequence[Engine]) -> dict[str, float]:
+    """By `_sm89` and the like, of engines that were timed beside FP16's."""
+    ratios = {f"_{each.arch}": each.surely_of_float16 for each in engines if isinstance(each, ExecutedEngine)}
+    return {suffix: ratio for suffix, ratio in ratios.items() if ratio is not None}
 
 
 def _fitting_layers(path: Path, weights: QuantizedWeights) -> tuple[int, int]:
@@ -222,14 +236,3 @@ def _describe_runtime(onnx: Runtime, files: Files, speed: tuple[LatencyRow, ...]
     return OnnxRuntime(
         onnx.version, onnx.provider, True, float32, quantized, speed, speed[0].ratio, Kernels.of(kernels)
     )
-
-
-def _latency(files: Files, only: int | None) -> tuple[LatencyRow, ...]:
-    """Both models, timed in turn at each of `LATENCY_BATCHES` or, of a model that takes no other, at batch `only`."""
-    models = {"float": files.float32, "quantized": files.quantized}
-    rows = []
-    for batch in (only,) if only else LATENCY_BATCHES:
-        found = measure_latency(models, batch, provider=files.provider, budget_s=LATENCY_SECONDS)
-        float32, quantized = (Times(found[name].median_ms, found[name].p95_ms) for name in models)
-        rows.append(LatencyRow(batch, float32, quantized, quantized.median_ms / float32.median_ms))
-    return tuple(rows)

@@ -60,7 +60,9 @@ class Validation:
     `max_kl` bounds KL(teacher || ONNX) in nats on them; `min_agreement` (share) and `max_drop` (points of top-1) bound
     what real pictures show where there are some. `min_integer_coverage` is the least share of quantized products that
     a runtime must compute with integers. `max_latency_ratio`, to the float model at batches 1 and 8, is no gate unless
-    it is given: a busy machine misses it. `provider` is ONNX Runtime's: cpu, cuda, tensorrt or tensorrt_rtx.
+    it is given: a busy machine misses it. `max_engine_ratio`, where an engine runs on its GPU, is to the FP16 engine of
+    the float model: at no batch of the profile may it surely take a larger share of the time. `provider` is ONNX
+    Runtime's: cpu, cuda, tensorrt or tensorrt_rtx.
     """
 
     pictures: Annotated[int, Field(strict=True, ge=2, le=100_000)] = 400
@@ -69,6 +71,7 @@ class Validation:
     max_drop: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
     min_integer_coverage: Share = 1.0
     max_latency_ratio: Amount | None = None
+    max_engine_ratio: Amount = 1.0
     provider: Provider = "cpu"
 
     def limits(self, scheme: QuantScheme) -> dict[str, float | None]:
@@ -80,8 +83,8 @@ class Validation:
         given = (self.max_kl, self.min_agreement, self.max_drop)
         names = ("max_kl", "min_agreement", "max_drop")
         chosen = {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}
-        others = {"min_integer_coverage": self.min_integer_coverage, "max_latency_ratio": self.max_latency_ratio}
-        return {**chosen, **others}
+        others = ("min_integer_coverage", "max_latency_ratio", "max_engine_ratio")
+        return {**chosen, **{name: getattr(self, name) for name in others}}
 
 
 @dataclass(frozen=True)

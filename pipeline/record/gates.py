@@ -43,6 +43,7 @@ class Measured:
     - `integer_layers`, `exact_layers`  how many layers' weights fit their bits and how many are torch's, of how many
     - `coverage`        share of a runtime's products that run on integers, by what its gate's name ends with
     - `latency_ratios`  quantized to float, at each batch
+    - `engine_ratios`   what an engine surely takes of the FP16 engine's time, by what its gate's name ends with
     """
 
     synthetic: Mapping[str, Comparison]
@@ -52,6 +53,7 @@ class Measured:
     exact_layers: tuple[int, int] | None = None
     coverage: Mapping[str, float] = field(default_factory=dict)
     latency_ratios: Sequence[float] = ()
+    engine_ratios: Mapping[str, float] = field(default_factory=dict)
 
 
 Rule = Callable[[Measured, Limits], Iterable[Gate]]
@@ -130,8 +132,14 @@ def latency(measured: Measured, limits: Limits) -> Iterator[Gate]:
         yield from at_most("latency_ratio", ratio, limits["max_latency_ratio"])
 
 
+def engine_latency(measured: Measured, limits: Limits) -> Iterator[Gate]:
+    """No engine is surely slower than FP16's: by the lower bound of its ratio, as a busy GPU proves nothing."""
+    for suffix, ratio in measured.engine_ratios.items():
+        yield from at_most(f"engine_ratio{suffix}", ratio, limits["max_engine_ratio"])
+
+
 RULES: tuple[Rule, ...] = (
-    layers, synthetic_kl, kl_against_torch, real_fidelity, teacher_on_real, integer_coverage, latency,
+    layers, synthetic_kl, kl_against_torch, real_fidelity, teacher_on_real, integer_coverage, latency, engine_latency,
 )  # fmt: skip
 
 

@@ -150,6 +150,18 @@ class LatencyRow:
 
 
 @dataclass(frozen=True)
+class EngineLatencyRow:
+    """An engine and the FP16 engine of the float model at one batch, timed in turn on the GPU; `ratio` is the median of
+    quantized to FP16, with its 95% interval."""
+
+    batch: Size
+    float16: Times
+    quantized: Times
+    ratio: float
+    ratio_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class OnnxRuntime:
     """The runtime that judges, and both models in it."""
 
@@ -198,15 +210,25 @@ class Engine:
 
 @dataclass(frozen=True)
 class ExecutedEngine(Engine):
-    """One that ran on this machine's GPU, with its answers, and kernels as its own inspector tells them."""
+    """One that ran on this machine's GPU, with its answers, its times, and kernels as its own inspector tells them.
+    `latency` is empty where no FP16 engine could be built beside it."""
 
     synthetic: OnKinds
     real: Fidelity | None
+    latency: tuple[EngineLatencyRow, ...] = ()
 
     @classmethod
-    def of(cls, engine: Engine, kernels: Kernels, answered: Answered) -> ExecutedEngine:
+    def of(
+        cls, engine: Engine, kernels: Kernels, answered: Answered, latency: tuple[EngineLatencyRow, ...] = ()
+    ) -> ExecutedEngine:
         values = {**vars(engine), "executed": True, "kernels": kernels}
-        return cls(**values, synthetic=answered.synthetic, real=answered.real)
+        return cls(**values, synthetic=answered.synthetic, real=answered.real, latency=latency)
+
+    @property
+    def surely_of_float16(self) -> float | None:
+        """Share of the FP16 engine's time that this one surely takes, at the batch where that is most: above 1 it is
+        the slower one."""
+        return max((row.ratio_interval[0] for row in self.latency), default=None)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 
 PACKAGES = {
     "patch_rebirth": "patch-rebirth",
@@ -34,6 +35,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+@cache  # each is a file of text that is parsed
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -38,7 +38,7 @@ def teacher_of(recipe: Recipe, place: torch.device, display: Display, random_wei
     """The teacher that a recipe names, at `place`; what was assumed of it is said."""
     teacher = load_teacher(
         recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input,
-        random_weights=random_weights, device=place.type,
+        random_weights=random_weights, device=str(place),
     )  # fmt: skip
     for sentence in teacher.notes:
         display.warn(sentence)

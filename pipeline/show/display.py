@@ -14,7 +14,7 @@ from rich.table import Table
 from export.edge.kernels import sentences
 from inversion.progress import Progress
 from pipeline.record.manifest import Manifest, StageRecord
-from pipeline.record.proof import Fidelity, Runtimes
+from pipeline.record.proof import ExecutedEngine, Fidelity, Runtimes
 
 MEANT = {"basis": "rounding error", "inversion": "loss"}
 """What the value of a progress is, where it is no KL."""
@@ -99,9 +99,8 @@ class Display:
         for gate in verdict.gates:
             mark = "passed" if gate else "FAILED"
             self._line(f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:.4g}) {mark}")
-        for engine in verdict.runtimes.engines:
-            status = "executed" if engine.executed else "built, not executed"
-            self._line(f"engine {engine.path} ({engine.bytes / 1e6:.1f} MB): {status}")
+        for line in engine_lines(verdict.runtimes):
+            self._line(line)
         for line in kernel_lines(verdict.runtimes):
             self._line(line)
 
@@ -111,6 +110,21 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def engine_lines(runtimes: Runtimes) -> list[str]:
+    """Each engine, and how fast it is beside FP16's where it ran."""
+    lines = []
+    for engine in runtimes.engines:
+        status = "executed" if engine.executed else "built, not executed"
+        lines.append(f"engine {engine.path} ({engine.bytes / 1e6:.1f} MB): {status}")
+        for row in engine.latency if isinstance(engine, ExecutedEngine) else ():
+            low, high = row.ratio_interval
+            lines.append(
+                f"  batch {row.batch}: {row.quantized.median_ms:.3f} ms, FP16 {row.float16.median_ms:.3f} ms, "
+                f"ratio {row.ratio:.2f} [{low:.2f}, {high:.2f}]"
+            )
+    return lines
 
 
 def kernel_lines(runtimes: Runtimes) -> list[str]:

@@ -24,7 +24,7 @@ def examine() -> Iterator[str]:
         yield "GPU: none that torch sees; everything runs on the CPU, engines are built but not executed"
     yield f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     device = choose_device()
-    yield f"inversion: on {device.type} in {str(choose_precision('auto', device)).removeprefix('torch.')}"
+    yield f"inversion, quantization: on {device} in {str(choose_precision('auto', device)).removeprefix('torch.')}"
     yield f"engines: {available_backend() or 'no backend; pip install tensorrt-rtx-cu13, or patch-rebirth[tensorrt]'}"
     teacher = load_teacher(DIGITS_VIT)
     yield f"built-in teacher: {teacher.name}, {teacher.num_patches} patches, sha256 {teacher.sha256[:12]}"

@@ -199,7 +199,7 @@ def _teacher_of(run: Path, display: Display) -> Teacher | None:
         recipe = read_back(load_manifest(run).recipe)
         return load_teacher(
             recipe.teacher, recipe.checkpoint, checkpoint_key=recipe.checkpoint_key, given=recipe.input,
-            device=choose_device().type,
+            device=str(choose_device()),
         )  # fmt: skip
     except PatchRebirthError as error:
         display.say(f"confidences are left out without --teacher: {error}")

@@ -39,7 +39,7 @@ Sparsity = Annotated[int | None, typer.Option(help="Of SMI: 50, 76 or 86.")]
 Iterations = Annotated[int | None, typer.Option(help="T, updates per trajectory.")]
 TvWeight = Annotated[float | None, typer.Option(help="Lambda of Eq. 1: 1e-2 by default; the paper's is 1e-4.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
-Device = Annotated[str, typer.Option(help="Where inversion runs: auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where everything runs but ONNX Runtime: auto, cpu, cuda or cuda:1.")]
 Ray = Annotated[
     str | None, typer.Option(help="A Ray cluster that works too: auto, HOST:PORT, or local for one on this machine.")
 ]

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from calib import memory
-from calib.memory import require_training_memory, training_bytes
-from calib.settings import Training
+from calib.memory import gradient_bytes, require_quantizing_memory, training_bytes
+from calib.settings import Calibration, Rounding, Training
 from inversion.errors import MachineError
 from inversion.teacher import load_teacher
+from tests.elsewhere import elsewhere
 from tests.small import small_teacher
 
 CPU = torch.device("cpu")
@@ -30,11 +31,28 @@ def test_the_estimate_is_what_was_measured() -> None:
 def test_training_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence names the batch and both sizes; what fits, and what does not train, is let through."""
     model = small_teacher().model
+
+    def require(training: Training) -> None:
+        require_quantizing_memory(model, Calibration(), Rounding(), training)
+
     large = Training(updates=1, batch=100_000, precision="float32")
-    monkeypatch.setattr(memory, "free_memory", lambda: 1e9)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1e9)
     with pytest.raises(
         MachineError, match=r"^training in batches of 100000 needs about 2\d\.\d GB, 1\.0 GB are free: t"
     ):
-        require_training_memory(model, large)
-    require_training_memory(model, Training(batch=100_000, updates=0))
-    require_training_memory(model, Training(updates=1, batch=64, precision="float32"))
+        require(large)
+    require(Training(batch=100_000, updates=0))
+    require(Training(updates=1, batch=64, precision="float32"))
+
+
+def test_gradients_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges by `fisher` and saliency need them; whoever does without both is let through. The GPU is named."""
+    model, training, mse = small_teacher().model, Training(), Calibration(method="mse")
+    monkeypatch.setattr(memory, "free_memory", lambda _: gradient_bytes(model) - 1)
+    for calibration, rounding in ((Calibration(), Rounding(saliency=False)), (mse, Rounding())):
+        with pytest.raises(MachineError, match=r"^ranges and rounding by gradients need about 0\.0 GB, "):
+            require_quantizing_memory(model, calibration, rounding, training)
+    require_quantizing_memory(model, mse, Rounding(saliency=False), training)
+    require_quantizing_memory(model, mse, Rounding("nearest"), training)
+    with elsewhere() as device, pytest.raises(MachineError, match=r"are free on cuda:0: take calibration\.method=mse"):
+        require_quantizing_memory(model.to(device), mse, Rounding(), training)

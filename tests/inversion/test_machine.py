@@ -26,7 +26,7 @@ def small() -> VisionTransformer:
 
 def test_unknown_devices_are_refused() -> None:
     """The sentence names the device and those there are."""
-    with pytest.raises(InputError, match=r"^unknown device 'tpu': take one of auto, cpu, cuda\.$"):
+    with pytest.raises(InputError, match=r"^unknown device 'tpu': take one of auto, cpu, cuda, or cuda:1 and"):
         choose_device("tpu")
 
 
@@ -36,6 +36,19 @@ def test_cuda_that_is_missing_is_the_machines_fault(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MachineError, match=r"no CUDA device: take --device cpu"):
         choose_device("cuda")
     assert choose_device("auto") == CPU
+
+
+def test_one_of_several_devices_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is chosen has a number, so that tensors of two devices are told apart; one too high is refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")]
+    assert found == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    with pytest.raises(MachineError, match=r"^there is no 'cuda:2', torch sees 2 CUDA devices: take cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+    for name in ("cpu:0", "cuda:", "cuda:x", "auto:1"):
+        with pytest.raises(InputError, match=f"^unknown device '{name}'"):
+            choose_device(name)
 
 
 @pytest.mark.parametrize(("found", "dtype"), [
@@ -87,19 +100,40 @@ def test_automatic_batch_follows_the_devices_memory(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_shard_beyond_the_memory_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence names the batch and both sizes; what fits is let through, and a GPU has its own way."""
-    job = Inversion(images=4000, batch=4000, iterations=4)
-    monkeypatch.setattr(machine, "free_memory", lambda: 100e6)
-    with pytest.raises(MachineError, match=r"a shard of 4000 images needs about 0\.2 GB, 0\.1 GB are free: "):
+    """The sentence names the batch, both sizes and the GPU; what fits is let through."""
+    job, gpu = Inversion(images=4000, batch=4000, iterations=4), torch.device("cuda", 1)
+    free = {CPU: 100e6, gpu: 100e6}
+    monkeypatch.setattr(machine, "free_memory", lambda device: free[device])
+    with pytest.raises(MachineError, match=r"a shard of 4000 images needs about 0\.2 GB, 0\.1 GB are free: take"):
         require_memory(small(), job, CPU)
-    require_memory(small(), job, torch.device("meta"))
-    monkeypatch.setattr(machine, "free_memory", lambda: 200e6)
+    with pytest.raises(MachineError, match=r"needs about 0\.2 GB, 0\.1 GB are free on cuda:1: take a smaller inv"):
+        require_memory(small(), job, gpu)
+    free[gpu] = free[CPU] = 200e6
     require_memory(small(), job, CPU)
+    require_memory(small(), job, gpu)
 
 
-def test_free_memory_is_told() -> None:
-    """More than nothing and less than a petabyte, or unknown."""
-    assert machine.free_memory() > 1e6
+def test_a_gpu_needs_room_for_one_trajectory_beside_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pixels stay on it; what passes the model at once is halved until it fits."""
+    job, gpu = Inversion(images=4, batch=4, iterations=4), torch.device("cuda", 0)
+    pixels, tokens = 64 * 3 * 32 * 32, 2 * 24 * 17 * 32 * 2
+    monkeypatch.setattr(machine, "free_memory", lambda _: pixels + tokens)
+    require_memory(small(), job, gpu)
+    monkeypatch.setattr(machine, "free_memory", lambda _: pixels + tokens - 1)
+    require_memory(small(), job, CPU)
+    with pytest.raises(MachineError, match="on cuda:0"):
+        require_memory(small(), job, gpu)
+
+
+def test_free_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a CPU more than nothing and less than a petabyte, or unknown; of a GPU what the driver has, and what torch
+    keeps from earlier tensors; of anything else nobody knows."""
+    assert machine.free_memory(CPU) > 1e6
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 + device.index, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10)
+    assert machine.free_memory(torch.device("cuda", 1)) == 101 + 20
+    assert machine.free_memory(torch.device("meta")) == float("inf")
 
 
 def test_sums_of_picked_rows_are_the_same_every_time() -> None:

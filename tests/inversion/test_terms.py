@@ -1,5 +1,6 @@
 """The optional term of the loss: what it computes, and that it reaches the pixels."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from inversion.inverter import invert_shard
 from inversion.job import Inversion
 from inversion.teacher import Teacher
 from inversion.terms import BatchNormPrior
+from tests.elsewhere import There, elsewhere
 from tests.inversion.test_inverter import tiny_teacher
 
 JOB = Inversion(method="dmi", images=3, batch=3, iterations=30, learning_rate=0.05, precision="float32")
@@ -49,6 +51,16 @@ def test_prior_is_zero_at_its_own_statistics(teacher: Teacher, checkpoint: str) 
         for x, norm in zip(seen, prior.norms, strict=True)
     ]
     assert far == pytest.approx(float(10 * distances[0] + sum(distances[1:])), rel=1e-4)
+
+
+def test_prior_keeps_nothing_on_the_cpu(teacher: Teacher, checkpoint: str) -> None:
+    """On a GPU an update is one graph, which can fetch nothing."""
+    with elsewhere() as device:
+        there = replace(teacher, model=copy.deepcopy(teacher.model).to(device))
+        prior = BatchNormPrior(there, "test_resnet", checkpoint, 1.0)
+        assert {part.device for part in (prior.scale, prior.shift, *prior.cnn.state_dict().values())} == {device}
+        canvas = torch.zeros(2, 3, 32 * 32, device=device)
+        assert isinstance(prior.gradient(canvas, torch.zeros(3, dtype=torch.long, device=device)), There)
 
 
 def test_prior_sees_what_the_cnn_was_trained_on(teacher: Teacher, checkpoint: str) -> None:

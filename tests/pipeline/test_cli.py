@@ -197,7 +197,7 @@ def test_training_beyond_the_memory_is_refused_before_any_work(
 ) -> None:
     """Exit code 3, the batch to lower, and no run folder."""
     more = {"build": "--out run", "quantize": "--images empty --out q.safetensors"}[verb]
-    monkeypatch.setattr("calib.memory.free_memory", lambda: 1e6)
+    monkeypatch.setattr("calib.memory.free_memory", lambda _: 1e6)
     assert (
         run(f"{verb} --teacher digits_vit --bits w4a8 {more} --set training.updates=1 --set training.batch=4096") == 3
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from calib.fidelity import Fidelity
 from calib.layers import require_layers
-from calib.memory import require_training_memory
+from calib.memory import require_quantizing_memory
 from inversion.images import load_images, require_images_of
 from pipeline.cluster.quantizing import Work
 from pipeline.cluster.quantizing import quantize as cluster_quantize
@@ -57,7 +57,8 @@ class Quantize(Stage):
         if job.cluster:  # whose machines train
             job.cluster.team(job.recipe.threads)
             return
-        require_training_memory(job.teacher.model, job.recipe.training)
+        recipe = job.recipe
+        require_quantizing_memory(job.teacher.model, recipe.calibration, recipe.rounding, recipe.training)
 
     def run(self, job: Job) -> StageResult:
         recipe, places = job.recipe, job.places

@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
-from export.edge.build import ENGINE_GRAPH, build_engines
-from export.edge.engine_spec import sidecar
+from export.edge.build import ENGINE_GRAPH, build_engines, build_float_engine
+from export.edge.compare import compare
+from export.edge.engine_spec import read_spec, sidecar
+from export.edge.runtime import answer, open_runtime
 from inversion.errors import InputError
-from tests.small import Quantized
+from tests.small import Quantized, grey_images
 
 Make = Callable[..., Quantized]
 
@@ -47,6 +50,22 @@ def test_the_profile_is_the_one_asked_for(folder: Path) -> None:
         "--minShapes=input:2x1x32x32 --optShapes=input:4x1x32x32 --maxShapes=input:6x1x32x32" in spec["build_command"]
     )
     assert spec["time_command"].endswith("--shapes=input:4x1x32x32")
+
+
+def test_a_float_model_gives_an_engine_in_fp16(float_path: Path, tmp_path: Path) -> None:
+    """What engines of integers are timed beside: every float of its graph has 16 bits but input and output, and it
+    answers nearly as the float model does."""
+    engine = build_float_engine(float_path, tmp_path, "sm89", "tensorrt_rtx", (1, 2, 4))
+    spec = read_spec(engine)
+    assert (spec.arch, spec.inputs[0].max, spec.inputs[0].dtype) == ("sm89", (4, 1, 32, 32), "float32")
+    assert spec.kernels["share"] == 1  # nothing in it is quantized
+    graph = onnx.load(tmp_path / "float16.onnx").graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    pictures = grey_images(4).numpy()
+    with open_runtime(float_path) as plain, open_runtime(tmp_path / "float16.onnx") as half:
+        assert compare(answer(plain, pictures), answer(half, pictures)).kl < 1e-3
 
 
 def test_every_linear_of_an_engine_is_on_integers(folder: Path) -> None:

@@ -145,6 +145,19 @@ def test_a_run_moves_its_data_and_frees_it(engine: Path, gpu: Memory, batch: int
     assert (gpu.held, gpu.streams) == ({}, 0)
 
 
+def test_what_is_timed_copies_nothing(engine: Path, gpu: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are on the GPU before the first run, and what was taken for it is given back after the last."""
+    pictures = np.ones((2, 1, 32, 32), np.float32)
+    with open_engine(engine) as session, session.ready({"input": pictures}) as execute:
+        held = dict(gpu.held)
+        monkeypatch.setattr(gpu, "cudaMemcpy", None)
+        monkeypatch.setattr(gpu, "cudaMalloc", None)
+        for _ in range(3):
+            execute()
+        assert gpu.held.keys() == held.keys()
+    assert (gpu.held, gpu.streams) == ({}, 0)
+
+
 def test_what_is_opened_is_closed(engine: Path, gpu: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of `with`, and at an error in it, context and engine are let go, which is how TensorRT frees them."""
     alive = weakref.WeakSet()

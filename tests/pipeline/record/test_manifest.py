@@ -96,7 +96,7 @@ def test_an_engine_that_ran_tells_more() -> None:
     runtimes = dataclasses.replace(manifest.verdict.runtimes, tensorrt=(engine, ran))
     verdict = dataclasses.replace(manifest.verdict, runtimes=runtimes)
     before, after = json.loads(json.dumps(to_json(verdict)))["runtimes"]["tensorrt"]
-    assert list(after) == [*before, "synthetic", "real"]
+    assert list(after) == [*before, "synthetic", "real", "latency"]
     assert (before["executed"], after["executed"], after["real"]) == (False, True, None)
     assert of_json(Verdict, to_json(verdict)) == verdict
 

@@ -1,6 +1,7 @@
 """What a change runs again: exactly the stages that it touches."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ LIBRARIES = {
 }  # fmt: skip
 
 
+teacher = cache(lambda: load_teacher("digits_vit"))
+
+
 class Pretended(Stage):
     """A stage that writes the hash of what it was told, and computes nothing."""
 
@@ -50,7 +54,7 @@ class Pretended(Stage):
 def rehearse(folder: Path, overrides: tuple[str, ...] = ()) -> list[str]:
     """The stages that a build with `overrides` runs in `folder`."""
     recipe, ran = make_recipe(BASE, None, overrides), []
-    job = Job(recipe, load_teacher("digits_vit"), Places.run(folder), Display(quiet=True))
+    job = Job(recipe, teacher(), Places.run(folder), Display(quiet=True))
     with RunFolder(folder) as run:
         run.begin(recipe.to_dict(), TeacherRecord.of(job.teacher))
         for stage in STAGES:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.small import thin_teacher
+
 BUILD = (
-    "build --teacher digits_vit --bits w4a8 --quiet --arch none --set inversion.images=32 "
+    "build --bits w4a8 --quiet --arch none --set inversion.images=32 "
     "--set inversion.iterations=40 --set inversion.batch=8 --set training.updates=6 --set training.batch=4 "
     "--set calibration.method=max --set calibration.leaves=8 --set basis.updates=10"
 )
@@ -30,21 +32,26 @@ if limit := int(sys.argv.pop(1)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 main()
 """
-KILLS = 2
+KILLS = 1
 
 
-def begin(
-    folder: Path, line: str = BUILD, largest_file: int = 0, before: tuple[str, ...] = ()
-) -> subprocess.Popen[str]:
-    """`pipeline LINE` in a process of its own; `before` are words in front of it, as of `nice`."""
-    arguments = [*before, sys.executable, "-c", CODE, str(largest_file), *shlex.split(line), "--out", str(folder)]
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A thin one: what is promised does not depend on its depth."""
+    return thin_teacher(tmp_path_factory.mktemp("teacher") / "thin")
+
+
+def begin(teacher: str, folder: Path, largest_file: int = 0, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A build in a process of its own; `before` are words in front of it, as of `nice`."""
+    line = [*shlex.split(BUILD), "--teacher", teacher, "--out", str(folder)]
+    arguments = [*before, sys.executable, "-c", CODE, str(largest_file), *line]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
 
 
-def finish(folder: Path, largest_file: int = 0, before: tuple[str, ...] = ()) -> tuple[int, str]:
+def finish(teacher: str, folder: Path, largest_file: int = 0, before: tuple[str, ...] = ()) -> tuple[int, str]:
     """Exit code and stderr of a run that nobody stops."""
-    with begin(folder, largest_file=largest_file, before=before) as process:
+    with begin(teacher, folder, largest_file=largest_file, before=before) as process:
         return process.wait(), said_by(process)
 
 
@@ -75,28 +82,28 @@ def wait_for(folder: Path, stage: str) -> None:
     raise AssertionError(f"{stage} never began")
 
 
-def stop(folder: Path, number: signal.Signals, stage: str) -> tuple[int, str]:
+def stop(teacher: str, folder: Path, number: signal.Signals, stage: str) -> tuple[int, str]:
     """Exit code and stderr of a run that gets a signal when it has begun `stage`."""
-    with begin(folder) as process:
+    with begin(teacher, folder) as process:
         wait_for(folder, stage)
         process.send_signal(number)
         return process.wait(), said_by(process)
 
 
-def test_whatever_stops_a_run_the_bytes_are_the_same(tmp_path: Path) -> None:
+def test_whatever_stops_a_run_the_bytes_are_the_same(teacher: str, tmp_path: Path) -> None:
     """One run is stopped by signals, meets a full disk, is killed at random moments; then it is left alone, and ends
     with the files of a run that nothing stopped."""
     whole, folder, start = tmp_path / "whole", tmp_path / "run", time.monotonic()
-    assert finish(whole) == (0, "")
+    assert finish(teacher, whole) == (0, "")
     seconds = time.monotonic() - start
     for number, stage in ((signal.SIGINT, "invert"), (signal.SIGTERM, "quantize")):
-        code, said = stop(folder, number, stage)
+        code, said = stop(teacher, folder, number, stage)
         assert said == f"stopped by {number.name}: the same command goes on from here.\n"
         assert code == 128 + number
         assert not list(folder.rglob("*.partial"))
         assert events(folder)[-1]["message"] == number.name
     shards = {path: path.stat().st_mtime_ns for path in (folder / "images").glob("shard-*")}
-    code, said = finish(folder, largest_file=1_000_000)
+    code, said = finish(teacher, folder, largest_file=1_000_000)
     assert (code, said.count("\n")) == (3, 1)
     assert said.startswith("error: ")
     assert said.endswith("make room on the disk.\n")
@@ -105,10 +112,10 @@ def test_whatever_stops_a_run_the_bytes_are_the_same(tmp_path: Path) -> None:
     assert "images/shard-00003.safetensors" in found
     moments = random.Random(time.time_ns())
     for _ in range(KILLS):
-        with begin(folder) as process:
+        with begin(teacher, folder) as process:
             time.sleep(moments.uniform(0.3, 0.8) * seconds)
             process.kill()
-    assert finish(folder) == (0, "")
+    assert finish(teacher, folder) == (0, "")
     assert products(folder) == products(whole)
     assert len(shards) == 4
     assert all(path.stat().st_mtime_ns == time for path, time in shards.items())
@@ -119,10 +126,10 @@ WITHOUT_ROOTS_RIGHTS = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(teacher: str, tmp_path: Path) -> None:
     """One sentence, exit code 2, nothing there."""
     tmp_path.chmod(0o500)
-    code, said = finish(tmp_path / "run", before=WITHOUT_ROOTS_RIGHTS if os.geteuid() == 0 else ())
+    code, said = finish(teacher, tmp_path / "run", before=WITHOUT_ROOTS_RIGHTS if os.geteuid() == 0 else ())
     assert (code, said.count("\n")) == (2, 1)
     assert "is not writable (Permission denied): take another with --out." in said
     assert list(tmp_path.iterdir()) == []

@@ -32,6 +32,8 @@ from pipeline.show.display import Display
 from tests.deployed import right_of, write_digits
 from tests.shell import run
 
+FEW = "--quiet --set validation.pictures=100"
+
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
@@ -105,19 +107,21 @@ def test_a_file_is_judged_against_its_teacher(folder: Path, tmp_path: Path, caps
     assert "integer kernels: 26 of 26 linears" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_gates_of_a_file_can_be_set_and_fail(folder: Path) -> None:
     """A latency ratio that nothing reaches fails, with exit code 1."""
-    line = f"validate {folder / 'model.onnx'} --teacher digits_vit --set validation.max_latency_ratio=0.0001 --quiet"
+    line = f"validate {folder / 'model.onnx'} --teacher digits_vit --set validation.max_latency_ratio=0.0001 {FEW}"
     assert run(line) == 1
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
     """Integers of the last layer turned around: its answers are no longer the teacher's, and the gate says so."""
     model = onnx.load(folder / "model.onnx")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, tmp_path / "m.onnx")
-    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 1
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit {FEW}") == 1
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_a_model_of_another_teacher_is_refused(
     del model.graph.value_info[:]
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
     onnx.save(model, tmp_path / "m.onnx")
-    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit --quiet") == 2
+    assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit {FEW}") == 2
     assert "answers for 7 classes, 'digits_vit' has 10" in capsys.readouterr().err
 
 
