@@ -25,6 +25,7 @@ HEAVY = (
     "pyarrow",
     "tensorrt_rtx",
     "PIL",
+    "ray",
 )
 
 
@@ -60,6 +61,12 @@ def test_imports_point_one_way(package: str) -> None:
 def test_packages_that_a_level_never_needs(package: str, foreign: set[str]) -> None:
     """Inversion runs on a bare GPU host, and export knows quantized weights without the library that made them."""
     assert {path.name: imported(path) & foreign for path in modules(package) if imported(path) & foreign} == {}
+
+
+def test_one_room_knows_ray() -> None:
+    """Everything else works without it."""
+    knowing = {path.parent for level in LEVELS for path in modules(level) if "ray" in imported(path)}
+    assert knowing == {ROOT / "pipeline" / "cluster"}
 
 
 def loaded_after(code: str) -> set[str]:

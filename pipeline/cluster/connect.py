@@ -122,6 +122,8 @@ def _join(ray: Any, address: str) -> None:
     here = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
+        # what it says of lost workers would go to stdout, which is the command's; Ray has no public switch for it
+        ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise _no_cluster(address, str(error).strip().split("\n")[0].rstrip(". ")) from None
     finally:
