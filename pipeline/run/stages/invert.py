@@ -12,7 +12,7 @@ from inversion.images import SparseImages, join
 from inversion.inverter import invert_into, plan, settle
 from inversion.job import AUTO_BATCH, Inversion
 from inversion.machine import require_memory
-from inversion.shards import PROGRESS, Part
+from inversion.shards import JOB, PROGRESS, Part
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.cluster.inverting import invert_into as cluster_invert_into
@@ -33,7 +33,7 @@ class Invert(Stage):
     name = "invert"
     version = 3
     libraries = ("torch", "timm")
-    unfinished = ("images/*.safetensors",)
+    unfinished = ("images/*.safetensors", f"images/{JOB}")
 
     def __init__(self, part: Part | None = None) -> None:
         """With a `part`, only those shards are made, beside whatever other processes make."""
