@@ -23,7 +23,7 @@ from calib.quantization import material, quantizable, quantize, round_weights, s
 from calib.ranges import input_quantizers, insert_quantizers, some_ranges
 from calib.saliency import token_saliency
 from calib.scheme import QuantScheme
-from calib.settings import Basis, Calibration, Rounding, Training
+from calib.settings import RANGE_METHODS, Basis, Calibration, Rounding, Training
 from inversion.plainvit import PlainViT
 from inversion.teacher import Teacher, input_spec
 from tests.elsewhere import There, elsewhere
@@ -97,6 +97,19 @@ def test_what_a_checkpoint_holds_comes_to_the_teacher(here: Teacher) -> None:
         some_ranges(student)
         assert all(isinstance(each, There) for each in student.state_dict().values())
         assert all(isinstance(quantizer.amax, There) for quantizer in input_quantizers(student).values())
+
+
+def test_ranges_of_every_method_stay_there(here: Teacher) -> None:
+    """CUDA would take single numbers from the CPU too, and wait for each at every use."""
+    with elsewhere():
+        teacher = moved(here)
+        show, held_out = material(teacher, IMAGES, CALIBRATION)
+        student = insert_quantizers(teacher.model, W4A4)
+        for method in RANGE_METHODS:
+            set_ranges(student, teacher.model, show("mixed"), held_out, replace(CALIBRATION, method=method))
+            for quantizer in input_quantizers(student).values():
+                assert isinstance(quantizer.amax, There)
+                del quantizer._amax
 
 
 def test_modelopt_compiles_nothing_on_a_gpu(here: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
