@@ -37,7 +37,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 test: lint
-	$(VENV)/bin/pytest -n 2 --dist loadfile --ignore tests/cluster
+	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 # What runs on real Ray clusters of this machine, a head and two raylets; minutes.
 # $(VENV) gets Ray beside the rest.

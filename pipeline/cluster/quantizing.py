@@ -7,8 +7,6 @@ goes through an actor beside the driver: Ray Train's own checkpoints would need 
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,38 +85,58 @@ def quantize(
     `checkpoint`, as without a cluster.
     """
     ray, team = load_ray(), cluster.team(threads)
+    here = _beside_the_driver(ray)
     with tempfile.TemporaryDirectory() as storage:
-        keeper = _keeper(ray, checkpoint.read_bytes() if checkpoint.is_file() else None)
+        keeper = ray.remote(**here)(Keeper).remote(checkpoint.read_bytes() if checkpoint.is_file() else None)
         shared = [ray.put(Work(**{**vars(work), "teacher": packed(work.teacher)}))]
-        trainer = _trainer(cluster, threads, team, storage, {"keeper": keeper, "work": shared, "threads": threads})
-        ended: list[BaseException | None] = []
-        # in a thread of its own: in the first one, Ray Train would take Ctrl-C for itself
-        fitting = threading.Thread(target=lambda: ended.append(_error_of(trainer)), daemon=True)
-        fitting.start()
-        result: Quantized | None = None
-        while result is None or not ended:
-            over = bool(ended)
-            news: News = ray.get(keeper.news.remote())
-            result = result or news.result
-            if news.told:
-                progress(*news.told)
-            if news.saved is not None:
-                publish(checkpoint, news.saved)
-            if news.error:
-                raise news.error
-            if over and ended[0]:
-                raise cause_of(ended[0], WHAT)
-            assert result or not over, "Ray Train ended without an error and without a result"
-            time.sleep(0 if over else POLL_S)
-        ray.kill(keeper)
-    return result, team
+        config = {"keeper": keeper, "work": shared, "threads": threads}
+        fitting = ray.remote(max_retries=0, **here)(fit).remote(cluster, threads, team, storage, config)
+        try:
+            return _followed(ray, keeper, fitting, checkpoint, progress), team
+        finally:  # nothing may go on when Ray is left: by an error, or by Ctrl-C
+            ray.cancel(fitting, force=True)
+            ray.kill(keeper)
 
 
-def _keeper(ray: Any, saved: bytes | None) -> Any:
+def _beside_the_driver(ray: Any) -> dict[str, Any]:
+    """Where what serves the driver runs: on its machine, whatever else works there."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote(saved)
+    return {"num_cpus": 0, "scheduling_strategy": here}
+
+
+def _followed(ray: Any, keeper: Any, fitting: Any, checkpoint: Path, progress: Progress) -> Quantized:
+    """The result of the training `fitting`. Meanwhile its steps are told, and what it saved is put at `checkpoint`."""
+    result: Quantized | None = None
+    while True:
+        over, _ = ray.wait([fitting], timeout=POLL_S)
+        news: News = ray.get(keeper.news.remote())
+        result = result or news.result
+        if news.told:
+            progress(*news.told)
+        if news.saved is not None:
+            publish(checkpoint, news.saved)
+        if news.error:
+            raise news.error
+        if over:
+            if error := ray.get(fitting):
+                raise cause_of(error, WHAT)
+            assert result, "Ray Train ended without an error and without a result"
+            return result
+
+
+def fit(cluster: Cluster, threads: int, team: int, storage: str, config: dict[str, Any]) -> Exception | None:
+    """In a process of its own, so that Ray Train neither takes Ctrl-C for itself nor outlives the driver's connection:
+    let the training run. Returns what ended it, where it did not end well: of what workers raised, that one is gone
+    before that others miss it."""
+    try:
+        _trainer(cluster, threads, team, storage, config).fit()
+    except Exception as error:
+        failures = [*getattr(error, "worker_failures", {}).values()]
+        lost = [failure for failure in failures if isinstance(failure, load_ray().exceptions.RayError)]
+        return next(iter(lost + failures), error)
+    return None
 
 
 def _trainer(cluster: Cluster, threads: int, team: int, storage: str, config: dict[str, Any]) -> Any:
@@ -134,18 +152,6 @@ def _trainer(cluster: Cluster, threads: int, team: int, storage: str, config: di
             name="quantize", storage_path=storage, failure_config=FailureConfig(max_failures=FAILURES)
         ),
     )
-
-
-def _error_of(trainer: Any) -> BaseException | None:
-    """Let the training run; returns what ended it, where it did not end well: of what workers raised, that one is gone
-    before that others miss it."""
-    try:
-        trainer.fit()
-    except BaseException as error:  # Ctrl-C too: this is no place for a traceback
-        failures = [*getattr(error, "worker_failures", {}).values()]
-        lost = [failure for failure in failures if isinstance(failure, load_ray().exceptions.RayError)]
-        return next(iter(lost + failures), error)
-    return None
 
 
 def take_part(config: dict[str, Any]) -> None:
