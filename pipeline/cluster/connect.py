@@ -90,6 +90,8 @@ def connected(address: str | None, trainers: int | None = None, device: str = "a
     try:
         gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         yield Cluster(address, gpu, trainers or 0)
+    except SystemError as error:
+        raise cause_of(error, "the command") from None
     finally:
         ray.shutdown()
 
@@ -152,7 +154,9 @@ def _no_cluster(address: str, why: str) -> MachineError:
 
 def cause_of(error: BaseException, what: str) -> BaseException:
     """What to raise for an error that Ray reports of `what`: the worker's own error, without Ray's wrapping, or where
-    its machine was lost too often, a sentence."""
+    its machine was lost too often, a sentence; what a signal raised while Ray's compiled code ran."""
+    if isinstance(error, SystemError) and error.__cause__:
+        return error.__cause__
     ray = load_ray()
     if isinstance(error, ray.exceptions.RayTaskError):
         cause: BaseException = error.cause

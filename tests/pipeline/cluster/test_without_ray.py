@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from inversion.errors import InputError, MachineError, NumericalError
 from inversion.inverter import Inverter, invert_into
 from inversion.job import Inversion
 from inversion.teacher import Teacher, load_teacher
+from pipeline.cli import Stopped
 from pipeline.cluster import connect, inverting
-from pipeline.cluster.connect import Cluster, cause_of
+from pipeline.cluster.connect import Cluster, cause_of, connected
 from pipeline.cluster.inverting import Ahead
 from pipeline.cluster.quantizing import Keeper, News
 from tests.shell import run
@@ -59,6 +61,9 @@ class Ray:
             return task
 
         return lambda function: SimpleNamespace(remote=lambda *given: begin(function, *given))
+
+    def shutdown(self) -> None:
+        pass
 
     def wait(self, tasks: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
         assert num_returns == 1
@@ -152,6 +157,19 @@ def test_a_lost_machine_is_said_in_a_sentence() -> None:
         assert isinstance(found, MachineError)
         assert str(found).startswith("shard 3 came to no end on the cluster (RayError): ")
     assert isinstance(cause_of(KeyError("x"), "shard 3"), KeyError)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_signal_within_ray_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its handler raised while Ray's compiled code ran comes out as it was, and not as a fault of the program."""
+    broken = SystemError("returned a result with an exception set")
+    broken.__cause__ = Stopped(signal.SIGTERM)
+    assert cause_of(broken, "shard 3") is broken.__cause__
+    monkeypatch.setattr(connect, "_join", lambda *_: None)
+    with pytest.raises(Stopped), connected("local", device="cpu"):
+        raise broken
+    alone = SystemError("of another kind")
+    assert cause_of(alone, "shard 3") is alone
 
 
 @pytest.mark.usefixtures("ray")
