@@ -4,8 +4,8 @@
     python benchmarks/workers.py --teacher deit_tiny --checkpoint tiny.safetensors --iterations 100 --batch 4
     python benchmarks/workers.py --kind ray --kills 20
 
-With `--kind ray` the workers are those of a Ray cluster of this machine, of as many CPUs as there are workers. One of
-them also runs in turn with a process without Ray, and kills fall on workers that are at a task.
+With `--kind ray` the workers are those of a Ray cluster of this machine, of as many CPUs as there are workers. A
+process without Ray takes its turn beside one of them, and kills fall on workers that are at a task.
 
 Every worker has one thread. One and two workers run in turn, each on a new folder; a rate is the shards a second
 between a worker's first and last one while all are at it, so that the start of Python does not count. Then workers
@@ -113,46 +113,34 @@ def main() -> None:
         found = {
             "kind": args.kind, "teacher": args.teacher, "iterations": args.iterations, "batch": args.batch,
             "shards": args.shards, "workers": args.workers,
-            **(compare(words, Path(place), start, args.workers, args.rounds) if args.rounds else {}),
-            **(overhead(words, Path(place), args.rounds) if args.rounds and args.kind == "ray" else {}),
+            **(compare(words, Path(place), args.kind, args.workers, args.rounds) if args.rounds else {}),
             **(kill(words, Path(place), start, args.workers, args.kills, chance) if args.kills else {}),
         }  # fmt: skip
     save(f"workers_{args.kind}", found, args.json)
     sys.exit(bool(found.get("differences")) or int(str(found.get("made_most", 0))) > 2)
 
 
-def compare(words: list[str], place: Path, start: Start, workers: int, rounds: int) -> dict[str, object]:
-    """Shards a second of one worker and of several, in turn."""
-    rates: dict[int, list[float]] = {1: [], workers: []}
+def compare(words: list[str], place: Path, kind: str, workers: int, rounds: int) -> dict[str, object]:
+    """Shards a second of one worker and of several, in turn; for a cluster, of a process without one as well, and by
+    how much one worker of the cluster is slower than that."""
+    teams = [*([("array", 1)] if kind == "ray" else []), (kind, 1), (kind, workers)]
+    rates: dict[tuple[str, int], list[float]] = {team: [] for team in teams}
     for round_ in range(rounds):
-        for count, found in rates.items():
-            folder, log = place / f"{count}-{round_}", place / f"{count}-{round_}.log"
-            require_done(start(words, folder, log, count))
+        for (how, count), found in rates.items():
+            folder, log = place / f"{how}-{count}-{round_}", place / f"{how}-{count}-{round_}.log"
+            require_done(KINDS[how](words, folder, log, count))
             found.append(rate(lines(log)))
-            print(f"round {round_ + 1}: {count} workers, {found[-1]:.3f} shards/s", file=sys.stderr, flush=True)
-    ratios = [many / one for one, many in zip(rates[1], rates[workers], strict=True)]
-    return {
-        "shards_per_s": {str(count): [round(one, 4) for one in found] for count, found in rates.items()},
+            print(f"round {round_ + 1}: {count} of {how}, {found[-1]:.4f} shards/s", file=sys.stderr, flush=True)
+    ratios = [many / one for one, many in zip(rates[kind, 1], rates[kind, workers], strict=True)]
+    result: dict[str, object] = {
+        "shards_per_s": {f"{how} {count}": [round(one, 4) for one in found] for (how, count), found in rates.items()},
         "ratios": [round(ratio, 3) for ratio in ratios],
         "ratio": round(statistics.median(ratios), 3),
     }
-
-
-def overhead(words: list[str], place: Path, rounds: int) -> dict[str, object]:
-    """By how much one worker of a cluster is slower than a process without one, in turn."""
-    rates: dict[str, list[float]] = {"array": [], "ray": []}
-    for round_ in range(rounds):
-        for kind, found in rates.items():
-            folder, log = place / f"{kind}-{round_}", place / f"{kind}-{round_}.log"
-            require_done(KINDS[kind](words, folder, log, 1))
-            found.append(rate(lines(log)))
-            print(f"round {round_ + 1}: {kind}, {found[-1]:.3f} shards/s", file=sys.stderr, flush=True)
-    slower = [alone / ray - 1 for alone, ray in zip(rates["array"], rates["ray"], strict=True)]
-    return {
-        "one_worker_shards_per_s": {kind: [round(one, 4) for one in found] for kind, found in rates.items()},
-        "overheads": [round(one, 4) for one in slower],
-        "overhead": round(statistics.median(slower), 4),
-    }
+    if kind == "ray":
+        slower = [alone / ray - 1 for alone, ray in zip(rates["array", 1], rates["ray", 1], strict=True)]
+        result |= {"overheads": [round(one, 4) for one in slower], "overhead": round(statistics.median(slower), 4)}
+    return result
 
 
 def kill(
