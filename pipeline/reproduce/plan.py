@@ -117,9 +117,15 @@ def _measured(bench: Path, name: str) -> float:
 
 
 def check_plan(plan: Plan, trouble: Trouble, seed: int = 0) -> list[Outcome]:
-    """The same job simulated SEEDS times; raises `InputError` for more shards than that is good for."""
+    """The same job simulated SEEDS times; raises `InputError` for more shards than that is good for, and for GPUs that
+    fail before they have made one: stalled workers alone would make them."""
     if plan.shards > MOST_SIMULATED:
         raise InputError(f"{plan.shards} shards are too many to simulate: take a larger inversion.batch.")
+    if trouble.hours_to_failure * 3600 < plan.seconds_per_shard:
+        raise InputError(
+            f"GPUs that fail every {trouble.hours_to_failure:g} hours end hardly a shard of "
+            f"{_time(plan.seconds_per_shard)}: take a smaller inversion.batch, or a larger --hours-to-failure."
+        )
     return [
         simulate(plan.shards, plan.seconds_per_shard, plan.gpus, trouble, seed * SEEDS + number)
         for number in range(SEEDS)

@@ -103,11 +103,14 @@ def test_failures_cost_what_they_should() -> None:
 
 
 def test_too_much_is_refused() -> None:
-    """More shards than can be simulated, and a batch that only a GPU could tell."""
+    """More shards than can be simulated, GPUs that end none, and a batch that only a GPU could tell."""
     stages = stages_of(TEACHER, JOB)
     plan = make_plan(GEOMETRY, stages, replace(JOB, images=4_000_000), 64, Rate(1e9, "given"))
     with pytest.raises(InputError, match="are too many to simulate: take a larger"):
         check_plan(plan, NO_TROUBLE)
+    slow = make_plan(GEOMETRY, stages, JOB, 64, Rate(1e6, "given"))
+    with pytest.raises(InputError, match=r"^GPUs that fail every 0\.001 hours end hardly a shard of \d"):
+        check_plan(slow, Trouble(hours_to_failure=0.001))
     with pytest.raises(InputError, match="as a number, not auto"):
         make_plan(GEOMETRY, stages, replace(JOB, batch=0), 64, Rate(1e9, "given"))
 
