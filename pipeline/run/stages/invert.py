@@ -31,7 +31,7 @@ class Invert(Stage):
     """Teacher -> `images/shard-*.safetensors`, and what their re-birth looked like."""
 
     name = "invert"
-    version = 3
+    version = 4
     libraries = ("torch", "timm")
     unfinished = ("images/*.safetensors", f"images/{JOB}")
 

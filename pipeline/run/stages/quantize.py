@@ -38,7 +38,7 @@ class Quantize(Stage):
     """Shards -> `quantized.safetensors`."""
 
     name = "quantize"
-    version = 6
+    version = 7
     libraries = ("torch", "timm", "modelopt")
     unfinished = (TRAINING,)
 
