@@ -15,7 +15,7 @@ from inversion.images import load_images
 from pipeline.judge.answers import Pictures
 from pipeline.judge.validation import Files, Reference, proof_leaves, validate
 from pipeline.recipe.recipe import Recipe
-from pipeline.record.manifest import Facts, StageRecord, of_json, to_json, warnings_in
+from pipeline.record.manifest import JUDGE, Facts, StageRecord, of_json, to_json, warnings_in
 from pipeline.record.proof import Engine, Verdict
 from pipeline.run import reads
 from pipeline.run.job import Job
@@ -25,8 +25,8 @@ from pipeline.run.stage import Stage, StageResult
 class Validate(Stage):
     """All files of a run -> the `validation` part of its manifest."""
 
-    name = "validate"
-    version = 4
+    name = JUDGE
+    version = 5
     libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:
