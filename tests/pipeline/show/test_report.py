@@ -28,7 +28,8 @@ from pipeline.record.proof import (
     Verdict,
 )
 from pipeline.show.display import Display, result_rows
-from pipeline.show.report import write_junit, write_report
+from pipeline.show.junit import write_junit
+from pipeline.show.report import write_report
 
 
 def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: Any) -> Fidelity:
