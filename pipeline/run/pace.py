@@ -25,11 +25,13 @@ from calib.views import dense_views
 from inversion.inverter import Inverter
 from inversion.job import Inversion
 from inversion.leaves import dead_leaves
-from inversion.loop import GRAPH_WARM_UP
+from inversion.loop import GRAPH_WARM_UP, Loop
 from inversion.teacher import Teacher
 
 BUDGET_S = 0.4
 """For each speed; a model of which one picture takes longer gets more."""
+BATCH_BUDGET_S = 1.5
+"""For inversion: fewer trajectories than a batch has take longer each."""
 CALLS = 2000
 WIDE = 1024
 """Columns of a Hessian that is large enough for its products to be what takes the time."""
@@ -45,27 +47,20 @@ class Pace:
 
     def trajectory(self, job: Inversion) -> float:
         """All iterations of one trajectory of `job`, at its batch."""
-        most = len(job.shards()[0])
-        return _each(lambda count: self._iterations(job, count), most)
+        return _each(lambda count: self._iterations(job, count), len(job.shards()[0]), BATCH_BUDGET_S)
 
     def _iterations(self, job: Inversion, trajectories: int) -> float:
-        """Seconds of all iterations of so many trajectories together, from two or three of each stage."""
+        """Seconds of all iterations of so many trajectories together, from a few of the first stage and of the last:
+        between them time follows the number of patches."""
         images = trajectories * job.images_per_trajectory
         inverter = Inverter(self.teacher, replace(job, images=images, batch=images))
-        loop, total = inverter.loop(0), 0.0
-        few = 3 if loop.device.type == "cpu" else GRAPH_WARM_UP + 3
-        for number, stage in enumerate(inverter.stages, 1):
-            told = [time.perf_counter()]
-
-            def after(told: list[float] = told) -> None:
-                int(loop.first_bad)  # waits for the device
-                told.append(time.perf_counter())
-
-            loop.run(min(few, stage.iterations), after)
-            total += stage.iterations * fmean([end - start for start, end in pairwise(told)][-2:])
-            if number < len(inverter.stages):
-                loop.end_stage(stage.leave)
-        return total
+        loop, first, last = inverter.loop(0), inverter.stages[0], inverter.stages[-1]
+        most = least = _iteration(loop, first.iterations)
+        if last is not first:
+            loop.end_stage(first.active - last.active)
+            least = _iteration(loop, last.iterations)
+        slope = (most - least) / max(first.active - last.active, 1)
+        return sum(stage.iterations * (least + slope * (stage.active - last.active)) for stage in inverter.stages)
 
     @cached_property
     def forward(self) -> float:
@@ -165,6 +160,19 @@ def rounding_flops(columns: int, rows: int) -> float:
     return 4 / 3 * columns**3 + 5 * columns**2 * rows
 
 
+def _iteration(loop: Loop, at_most: int) -> float:
+    """Seconds of an iteration, after what is compiled or captured in the first ones."""
+    few = 3 if loop.device.type == "cpu" else GRAPH_WARM_UP + 3
+    told = [time.perf_counter()]
+
+    def after() -> None:
+        int(loop.first_bad)  # waits for the device
+        told.append(time.perf_counter())
+
+    loop.run(min(few, at_most), after)
+    return fmean([end - start for start, end in pairwise(told)][-2:])
+
+
 def _timed(run: Callable[[int], object]) -> Callable[[int], float]:
     """Seconds of `run`; on CUDA until the device has done it."""
 
@@ -178,11 +186,11 @@ def _timed(run: Callable[[int], object]) -> Callable[[int], float]:
     return seconds
 
 
-def _each(seconds: Callable[[int], float], most: int) -> float:
-    """Seconds of one of `most` pieces, from as many as BUDGET_S allows; what is loaded or compiled at first use is not
-    counted."""
+def _each(seconds: Callable[[int], float], most: int, budget_s: float = BUDGET_S) -> float:
+    """Seconds of one of `most` pieces, from as many as the budget allows; what is loaded or compiled at first use does
+    not count."""
     seconds(1)
     started = time.perf_counter()
     one = seconds(1)
-    many = max(1, min(most, int(BUDGET_S / max(time.perf_counter() - started, 1e-9))))
+    many = max(1, min(most, int(budget_s / max(time.perf_counter() - started, 1e-9))))
     return seconds(many) / many if many > 1 else one

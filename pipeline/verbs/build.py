@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from inversion.errors import InputError
 from pipeline.verbs.options import (
@@ -38,6 +39,18 @@ from pipeline.verbs.options import (
     parse_archs,
 )
 from pipeline.verbs.outcome import Json, Junit, Outcome, SummaryMd
+
+
+class BuildCommand(TyperCommand):
+    """`build`, whose help ends with what each effort costs and gives."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - click's or, in later ones, typer's own
+        from pipeline.recipe.resolve import EFFORTS, header
+
+        with formatter.section("Efforts"):
+            for name in EFFORTS:
+                formatter.write(f"  {name}\n")
+                formatter.write("".join(f"    {line}\n" for line in header(name)))
 
 
 def build(
