@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from export.edge.kernels import sentences
 from pipeline.record.manifest import Manifest, Output
-from pipeline.show.display import kernel_lines, result_rows
+from pipeline.show.display import result_rows
 from pipeline.show.page.album import Labels, album, disputes, images_of
 from pipeline.show.page.findings import failed, judge_of, meaning, sentence, tiles
 from pipeline.show.page.glossary import Glossary, read_words
@@ -77,7 +78,7 @@ def page_of(manifest: Manifest, folder: Path) -> str:
         method=images.metadata.get("method", "").upper() if images else "",
         learning=learning_plots(learned, damages_of(folder, manifest)),
         learned=learned,
-        kernels=kernel_lines(verdict.runtimes),
+        kernels=[(line, reasons) for line, *reasons in (sentences(asdict(one)) for one in verdict.runtimes.kernels)],
         engines=verdict.runtimes.engines,
         files=files_of(manifest),
         shards=[output for output in manifest.outputs if output.path.startswith(SHARDS)],

@@ -72,21 +72,21 @@ def fidelity_plots(manifest: Manifest) -> list[Plot]:
     agreement, kl = [], []
     for name, kind, one in found:
         low, high = one.agreement_interval
-        said = f"{100 * one.agreement:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+        said = f"{100 * one.agreement:.1f}% ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
         agreement.append(Mark(name, 100 * one.agreement, said, kind, 100 * low, 100 * high))
         least, most = one.kl_interval
-        between = "" if most is None else f" ({least:.4f} to {most:.4f})"
+        between = "" if most is None else f" ({least:.4f}\N{EN DASH}{most:.4f})"
         kl.append(Mark(name, one.kl, f"{one.kl:.4f}{between}", kind, least, most))
     top = max(mark.reach[1] for mark in kl)
     plots = [
         _plot(
             _up_to_all(agreement), "agreement", "Same answer as the teacher",
             "Share of pictures; the line is the 95% interval. Further right is better.", agreement,
-            ("pictures and model", "agreement (95% interval)"),
+            ("pictures (number), model", "agreement (95% interval)"),
         ),
         _plot(
             _from_to("", 0, top), "kl", "KL to the teacher", "In nats; 0 is equal answers. Further left is better.", kl,
-            ("pictures and model", "KL, nats (95% interval)"),
+            ("pictures (number), model", "KL, nats (95% interval)"),
         ),
     ]  # fmt: skip
     return plots + _top1(manifest)
@@ -103,12 +103,12 @@ def confidence_plots(inverted: Inverted | None) -> list[Plot]:
     )
     marks = []
     for stage, (mean, (low, high)) in enumerate(zip(inverted.confidence, ends, strict=True), 1):
-        spread = "" if low is None or high is None else f" (80% between {100 * low:.0f} and {100 * high:.0f})"
+        spread = "" if low is None or high is None else f" ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})"
         scaled = (None if end is None else 100 * end for end in (low, high))
         marks.append(Mark(f"left at t{stage}", 100 * mean, f"{100 * mean:.0f}%{spread}", "small", *scaled))
     says = f"Mean over {inverted.images} images; the line holds 80% of them."
     title = "The teacher's confidence in the class that an image was made for"
-    return [_plot(_from_to("%", 0, 100), "confidence", title, says, marks, ("images", "mean confidence"))]
+    return [_plot(_from_to("%", 0, 100), "confidence", title, says, marks, ("images", "mean confidence (80% of them)"))]
 
 
 def learning_plots(learned: Learned | None, damages: Damages | None) -> list[Plot]:
@@ -142,7 +142,11 @@ def time_plots(manifest: Manifest) -> list[Plot]:
     """How long each stage took."""
     marks = [Mark(stage.name, stage.seconds, _duration(stage.seconds)) for stage in manifest.stages]
     whole = _duration(sum(stage.seconds for stage in manifest.stages))
-    return [_plot(bars, "time", "Time by stage", f"{whole} in all.", marks, ("stage", "time"))]
+    rows = [
+        (stage.name, f"{stage.seconds:.1f}", str(len(stage.outputs)), stage.digest[:16]) for stage in manifest.stages
+    ]
+    drawing = bars("time", "Time by stage", marks)
+    return [Plot("Time by stage", f"{whole} in all.", drawing, ("stage", "seconds", "files", "digest"), rows)]
 
 
 def _training(learned: Learned) -> Plot:
@@ -177,7 +181,7 @@ def _answered(manifest: Manifest) -> list[tuple[str, str, Fidelity]]:
     verdict = manifest.verdict
     models: list[tuple[str, str, Answered]] = [("model.onnx", "small", Answered(verdict.synthetic, verdict.real))]
     if isinstance(verdict.engine_graph, Answered):
-        models.append(("graph of the engines", "engine", verdict.engine_graph))
+        models.append(("engine graph", "engine", verdict.engine_graph))
     models += [
         (f"engine {each.arch}", "engine", Answered(each.synthetic, each.real))
         for each in verdict.runtimes.engines
@@ -187,12 +191,8 @@ def _answered(manifest: Manifest) -> list[tuple[str, str, Fidelity]]:
     for model, kind, one in models:
         kinds = one.synthetic.kinds or {"synthetic": one.synthetic}
         every = {**({"real": one.real} if one.real else {}), **kinds}
-        found += [(f"{each.n} {_called(name)}, {model}", kind, each) for name, each in every.items()]
+        found += [(f"{name} ({each.n}), {model}", kind, each) for name, each in every.items()]
     return found
-
-
-def _called(kind: str) -> str:
-    return {"real": "real pictures", "leaves": "dead leaves", "synthetic": "synthetic pictures"}.get(kind, kind)
 
 
 def _top1(manifest: Manifest) -> list[Plot]:
@@ -202,15 +202,15 @@ def _top1(manifest: Manifest) -> list[Plot]:
         return []
     low, high = real.teacher_top1_interval or (None, None)
     scaled = (None if end is None else 100 * end for end in (low, high))
-    between = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    between = "" if low is None or high is None else f" ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
     marks = [
         Mark("teacher", 100 * real.teacher_top1, f"{100 * real.teacher_top1:.1f}%{between}", "plain", *scaled),
         Mark(f"{manifest.bits}, model.onnx", 100 * real.top1, f"{100 * real.top1:.1f}%"),
     ]
     lost = ""
     if real.top1_drop is not None and real.top1_drop_interval:
-        ends = " to ".join(f"{100 * end:+.1f}" for end in real.top1_drop_interval)
-        lost = f" Lost: {100 * real.top1_drop:+.1f} points ({ends}, paired 95% interval)."
+        ends = " to ".join(f"{100 * end:.1f}" for end in real.top1_drop_interval)
+        lost = f" Lost: {100 * real.top1_drop:.1f} points ({ends}, paired 95% interval)."
     says = f"Top-1 on {real.n} real pictures, which judged and taught nothing.{lost}"
     return [_plot(_up_to_all(marks), "top1", "Right answers", says, marks, ("model", "top-1"))]
 
