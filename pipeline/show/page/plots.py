@@ -29,7 +29,7 @@ class Plot:
     says: str
     drawing: Markup
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def size_plots(manifest: Manifest) -> list[Plot]:

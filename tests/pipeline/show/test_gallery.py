@@ -286,10 +286,9 @@ def test_histograms_have_scales_of_their_own() -> None:
     figure = confidence_figure(images, sure)
     assert titles(figure) == [f"t{k}: mean {mean}, n = 5" for k, mean in ((1, "0.000"), (2, "0.500"), (3, "0.800"))]
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
-    for axes in figure.axes:
-        assert axes.get_ylim()[1] == pytest.approx(1.05 * max(bar.get_height() for bar in axes.patches))
     assert (figure.get_supxlabel(), figure.get_supylabel()) == ("confidence", "images (each panel on its own scale)")
     bars = [[bar.get_height() for bar in panel.patches] for panel in cast(Any, figure.axes)]
+    assert [axes.get_ylim()[1] for axes in figure.axes] == pytest.approx([1.05 * max(found) for found in bars])
     assert [(len(found), sum(found), found[place]) for found, place in zip(bars, (0, 10, 19), strict=True)] == [
         (20, 5, 5), (20, 5, 5), (20, 5, 4),
     ]  # fmt: skip
