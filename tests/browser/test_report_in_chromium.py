@@ -84,11 +84,11 @@ def test_words_are_explained_by_keyboard_and_pointer(size: tuple[int, int], addr
 
 
 def test_the_page_prints(address: str, browser: Any) -> None:
-    """On paper it is black on white, with every table that a screen folds away."""
+    """On paper it is black on white, with the table of all figures, which a screen folds away."""
     page = browser.new_page(color_scheme="dark")
     page.goto(address)
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.locator(".plot table").first.is_visible()
+    assert page.get_by_role("region", name="All figures of both models").is_visible()
     assert len(page.pdf()) > 20_000
     page.close()

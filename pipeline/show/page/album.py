@@ -26,8 +26,8 @@ from pipeline.record.manifest import Manifest
 
 SHOWN, MOST_STAGES = 6, 7
 """Trajectories in a page, and images of each."""
-SIDE = 160
-"""Pixels of a picture in a page at most: larger ones would make a file of megabytes."""
+SIDE, LARGE = 160, 224
+"""Pixels of a picture in a page at most, and of a mosaic: larger ones would make a file of megabytes."""
 QUALITY = 80
 LEAVES = "leaves"
 
@@ -61,10 +61,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """The pictures of one trajectory, the mosaic last."""
+    """The images of one trajectory by detachment point, and the mosaic that they tile, where they are several."""
 
     title: str
     pictures: list[Picture]
+    mosaic: Picture | None
 
 
 @dataclass(frozen=True)
@@ -169,50 +170,47 @@ def _leaf(manifest: Manifest, seed: int, number: int) -> Tensor | None:
 def _row(images: SparseImages, number: int, known: Shown | None, labels: Labels) -> Row:
     rows = images[images.trajectory == number]
     rows = rows[rows.stage.argsort()]
-    label, patches = labels(int(rows.labels[0])), images.grid[0] * images.grid[1]
-    pixels, pictures = denormalise(rows.dense(), rows.metadata), []
-    stages = spread(rows.stage, MOST_STAGES)
-    sure = known.confidence if known and len(known.confidence) == len(rows) else ()
-    for place in range(len(rows)):
-        if (stage := int(rows.stage[place])) not in stages:
-            continue
-        kept = rows.kept[place][rows.kept[place] >= 0].long()
-        alone = len(rows) == 1
-        alt = f"{label}: {len(kept)} of {patches} patches" + ("" if alone else f", which left at t{stage}")
-        caption = (
-            _sure(sure[place] if sure else None) if alone else f"t{stage}{_sure(sure[place] if sure else None, ', ')}"
-        )
-        pictures.append(picture_of(pixels[place], _held(kept, images, pixels.shape[-2:]), alt, caption))
-    if len(rows) > 1:
-        mosaic = denormalise(rows.mosaics(), rows.metadata)[0]
-        caption = "mosaic" + _sure(known.mosaic if known else None, ", ")
-        pictures.append(picture_of(mosaic, None, f"{label}: the mosaic of these images", caption))
-    return Row(label, pictures)
+    label, several = labels(int(rows.labels[0])), len(rows) > 1
+    stages, sure = spread(rows.stage, MOST_STAGES), known.confidence if known else ()
+    pictures = []
+    for place, stage in enumerate(rows.stage.tolist()):
+        if stage in stages:
+            caption = _caption(f"t{stage}" if several else "", sure[place] if len(sure) == len(rows) else None)
+            pictures.append(_sparse(rows[torch.tensor([place])], f"{label}, t{stage}" if several else label, caption))
+    return Row(label, pictures, _whole(rows, known, label) if several else None)
 
 
-def _sure(confidence: float | None, before: str = "") -> str:
-    return "" if confidence is None else f"{before}{100 * confidence:.0f}%"
-
-
-def _held(kept: Tensor, images: SparseImages, size: Sequence[int]) -> Tensor:
-    """Which pixels [H, W] the patches `kept` cover."""
-    rows, columns = images.grid
+def _sparse(image: SparseImages, what: str, caption: str) -> Picture:
+    """Of the one image in `image`, see-through where it has no patch."""
+    kept, (rows, columns) = image.kept[0][image.kept[0] >= 0].long(), image.grid
+    pixels = denormalise(image.dense(), image.metadata)[0]
     held = torch.zeros(rows * columns, dtype=torch.bool)
     held[kept] = True
-    height, width = size[0] // rows, size[1] // columns
-    return held.view(rows, columns).repeat_interleave(height, 0).repeat_interleave(width, 1)
+    height, width = pixels.shape[1] // rows, pixels.shape[2] // columns
+    held = held.view(rows, columns).repeat_interleave(height, 0).repeat_interleave(width, 1)
+    return picture_of(pixels, held, f"{what}: {len(kept)} of {rows * columns} patches", caption)
 
 
-def picture_of(pixels: Tensor, held: Tensor | None, alt: str, caption: str) -> Picture:
-    """`pixels` [C, H, W] in 0..1, see-through where [H, W] is not `held`, as WebP: small ones to the last bit."""
+def _whole(rows: SparseImages, known: Shown | None, label: str) -> Picture:
+    pixels = denormalise(rows.mosaics(), rows.metadata)[0]
+    caption = _caption("mosaic", known.mosaic if known else None)
+    return picture_of(pixels, None, f"{label}: the mosaic of these images", caption, LARGE)
+
+
+def _caption(name: str, confidence: float | None) -> str:
+    return ", ".join([*([name] if name else []), *([] if confidence is None else [f"{100 * confidence:.0f}%"])])
+
+
+def picture_of(pixels: Tensor, held: Tensor | None, alt: str, caption: str, side: int = SIDE) -> Picture:
+    """`pixels` [C, H, W] in 0..1, see-through where [H, W] is not `held`, as WebP of `side` pixels at most: small ones
+    to the last bit."""
     colours = pixels if len(pixels) == 3 else pixels.mean(0, keepdim=True).expand(3, -1, -1)
     bytes_ = (colours.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     image = Image.fromarray(np.ascontiguousarray(bytes_))
     if held is not None and not bool(held.all()):
         image.putalpha(Image.fromarray(held.numpy().astype(np.uint8) * 255))
-    small = max(image.size) <= SIDE
-    if not small:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = max(image.size) <= SIDE // 2
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "WEBP", lossless=small, quality=QUALITY, method=4)
     address = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()

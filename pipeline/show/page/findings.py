@@ -90,7 +90,7 @@ def tiles(manifest: Manifest) -> list[Tile]:
     fidelity, pictures = judge_of(manifest)
     low, high = fidelity.agreement_interval
     between = f"{100 * low:.1f}% to {100 * high:.1f}% at 95%, {pictures}"
-    found.append(Tile(f"{100 * fidelity.agreement:.1f}%", "the teacher's answers", between))
+    found.append(Tile(f"{100 * fidelity.agreement:.1f}%", "same answers as the teacher", between))
     held = sum(map(bool, verdict.gates))
     kind = "good" if verdict.passed else "bad"
     found.append(Tile(f"{held} of {len(verdict.gates)}", "gates passed", "what must hold of every run", kind))

@@ -106,8 +106,11 @@ def confidence_plots(inverted: Inverted | None) -> list[Plot]:
         spread = "" if low is None or high is None else f" ({100 * low:.0f}\N{EN DASH}{100 * high:.0f})"
         scaled = (None if end is None else 100 * end for end in (low, high))
         marks.append(Mark(f"left at t{stage}", 100 * mean, f"{100 * mean:.0f}%{spread}", "small", *scaled))
-    says = f"Mean over {inverted.images} images; the line holds 80% of them."
-    title = "The teacher's confidence in the class that an image was made for"
+    title = "Confidence by detachment point"
+    says = (
+        f"How sure the teacher is of the class that an image was made for: the mean over {inverted.images} images, and "
+        "the line holds 80% of them."
+    )
     return [_plot(_from_to("%", 0, 100), "confidence", title, says, marks, ("images", "mean confidence (80% of them)"))]
 
 
