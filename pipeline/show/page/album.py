@@ -24,11 +24,13 @@ from inversion.leaves import dead_leaves
 from inversion.teacher import InputSpec, Teacher
 from pipeline.record.manifest import Manifest
 
-SHOWN, MOST_STAGES = 6, 7
-"""Trajectories in a page, and images of each."""
+SHOWN, MOST_STAGES, MOST_DISPUTED = 6, 7, 8
+"""Trajectories in a page, images of each, and pictures with both answers."""
 SIDE, LARGE = 160, 224
 """Pixels of a picture in a page at most, and of a mosaic: larger ones would make a file of megabytes."""
 QUALITY = 80
+WIDEST, SEEDS = 1024, 2**40
+"""Of a picture that is drawn anew, and of its seed or number: a forged manifest may ask for anything."""
 LEAVES = "leaves"
 
 
@@ -131,13 +133,13 @@ def album(images: SparseImages, shown: Sequence[Shown], labels: Labels) -> list[
     """A row a trajectory; without confidences where none are `shown`."""
     present = set(images.trajectory.tolist())
     known = {each.trajectory: each for each in shown if each.trajectory in present}
-    return [_row(images, number, known.get(number), labels) for number in known or chosen(images)]
+    return [_row(images, number, known.get(number), labels) for number in list(known)[:SHOWN] or chosen(images)]
 
 
 def disputes(manifest: Manifest, images: SparseImages | None, seed: int, labels: Labels) -> list[Dispute]:
     """The disputed pictures that can still be had: mosaics of `images`, and leaves drawn from `seed`."""
     found = []
-    for each in manifest.verdict.disputed:
+    for each in manifest.verdict.disputed[:MOST_DISPUTED]:
         if each.kind == LEAVES:
             pixels, source = _leaf(manifest, seed, each.number), f"dead leaves, number {each.number}"
         else:
@@ -159,8 +161,9 @@ def _mosaic(images: SparseImages | None, trajectory: int) -> Tensor | None:
 
 
 def _leaf(manifest: Manifest, seed: int, number: int) -> Tensor | None:
-    """Its pixels [C, H, W] in 0..1."""
-    if len(shape := manifest.teacher.input_size or ()) != 3:
+    """Its pixels [C, H, W] in 0..1; None of a manifest that says what no run has."""
+    shape = manifest.teacher.input_size or ()
+    if len(shape) != 3 or not all(0 < side <= WIDEST for side in shape) or not 0 <= seed < SEEDS or number >= SEEDS:
         return None
     channels, height, width = shape
     plain = InputSpec((height, width), (0.0,) * channels, (1.0,) * channels, "bicubic", 1.0, 1)

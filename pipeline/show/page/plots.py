@@ -155,7 +155,7 @@ def time_plots(manifest: Manifest) -> list[Plot]:
 def _training(learned: Learned) -> Plot:
     points = [(float(one.update), one.kl) for one in learned.history]
     best = next(((x, y) for x, y in points if x == learned.best_update), None)
-    says = f"On held-out synthetic pictures. Kept: {learned.kept} (update {learned.best_update})."
+    says = f"On held-out synthetic pictures; the ring marks what was kept (update {learned.best_update})."
     title, said = "KL to the teacher while training", f"from {points[0][1]:.4f} to {points[-1][1]:.4f} nats; {says}"
     rows = [(str(one.update), f"{one.kl:.4f}", f"{100 * one.agreement:.1f}%") for one in learned.history]
     drawing = curve("training", title, Line(points, best), "update", said)
