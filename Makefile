@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test gpu cluster lint docs install clean
+.PHONY: demo test gpu cluster page lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ test: lint
 cluster: install
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/cluster
+
+# What a browser makes of report.html: Debian's chromium, or Chrome. $(VENV) gets Playwright and axe beside the rest.
+page: install
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
+	$(VENV)/bin/pytest -rs tests/browser
 
 # On a machine with a GPU, 10 minutes: its tests, and records of how fast everything is there.
 gpu: install

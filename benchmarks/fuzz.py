@@ -66,6 +66,7 @@ from pipeline.record.manifest import (
 )
 from pipeline.record.proof import (
     Counts,
+    Disputed,
     Fidelity,
     FloatProduct,
     Gate,
@@ -316,8 +317,17 @@ def some_manifest(recipe: str) -> bytes:
         engine_graph=None,
         onnx_against_torch=None,
         layers=None,
+        disputed=(Disputed("leaves", 70, 0.5, 1, 0.7, 2, 0.6), Disputed("mosaics", 1, 0.5, 3, 0.7, 3, 0.6)),
     )
-    metrics: dict[str, Any] = {"engines": [], "warnings": []}
+    held = {"update": 0, "kl": 0.1, "agreement": 0.9}
+    metrics: dict[str, Any] = {
+        "engines": [], "warnings": [],
+        "images": 4, "confidence": [0.1, 0.9], "between": [[0.0, 0.2], [0.8, 1.0]],
+        "shown": [{"trajectory": 0, "label": 1, "confidence": [0.1, 0.9], "mosaic": 0.5}],
+        "range_method": "fisher", "ranges_tried": {"max": held, "fisher": held},
+        "history": [held, {**held, "update": 9}],
+        "basis": {"method": "learned", "error_before": 0.2, "error": 0.1},
+    }  # fmt: skip
     manifest = Manifest(
         recipe=json.loads(recipe),
         teacher=TeacherRecord("digits_vit", "0" * 64, 10, (1, 32, 32)),

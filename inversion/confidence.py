@@ -56,3 +56,10 @@ def warnings_of(teacher: Teacher, images: SparseImages, confidence: Tensor) -> l
 def confidence_by_stage(found: Tensor, images: SparseImages) -> list[float]:
     """Mean of `target_confidence` [M] by detachment point (Figure 6 of the paper)."""
     return [round(float(found[images.stage == stage].mean()), 4) for stage in images.stage.unique()]
+
+
+def confidence_between(found: Tensor, images: SparseImages) -> list[tuple[float, float]]:
+    """Between which bounds 80% of `target_confidence` [M] lie, by detachment point."""
+    ends = torch.tensor([0.1, 0.9])
+    stages = (found[images.stage == stage].quantile(ends) for stage in images.stage.unique())
+    return [(round(float(low), 4), round(float(high), 4)) for low, high in stages]

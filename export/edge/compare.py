@@ -84,6 +84,17 @@ def compare(
     )
 
 
+def kl_of_each(teacher_logits: npt.ArrayLike, candidate_logits: npt.ArrayLike) -> Array:
+    """KL(teacher || candidate) of each of M pictures, in nats: logits [M, classes] of both give [M]."""
+    return _kl(_logits(teacher_logits, "teacher"), _logits(candidate_logits, "candidate"))
+
+
+def confidences(logits: npt.ArrayLike) -> Array:
+    """Probability [M] of each picture's own answer, of logits [M, classes]."""
+    found: Array = np.exp(_log_softmax(_logits(logits, "given")).max(1))
+    return found
+
+
 def wilson_interval(successes: int, n: int) -> Interval:
     """95% interval of a rate (Wilson, 1927)."""
     from scipy.stats import binomtest  # takes a second to load, and most processes compare nothing

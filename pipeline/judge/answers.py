@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.edge.compare import Comparison, compare
+from export.edge.compare import Comparison, compare, confidences, kl_of_each
 from export.edge.runtime import Array, Runtime, answer
 from export.pixels import from_pixels, to_pixels
 from inversion.plainvit import Module
 from inversion.progress import Progress, quiet
 from inversion.teacher import InputSpec
 from pipeline.pictures.valdata import ValData
+from pipeline.record.proof import Disputed
 
 AT_ONCE = 25
 
@@ -33,18 +34,20 @@ Model = Callable[[Tensor], Tensor | Array]
 @dataclass(frozen=True)
 class Pictures:
     """`count` pictures of one kind. `batches` gives (images [B, C, H, W], labels [B]) in an order that stays; where
-    they are not `labelled`, the numbers there mean nothing."""
+    they are not `labelled`, the numbers there mean nothing. `numbers` say where each comes from, if anyone knows."""
 
     kind: str
     count: int
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
     labelled: bool = False
+    numbers: Sequence[int] = ()
 
     @classmethod
-    def of(cls, kind: str, images: Tensor, at_once: int = AT_ONCE) -> Pictures:
+    def of(cls, kind: str, images: Tensor, at_once: int = AT_ONCE, numbers: Sequence[int] = ()) -> Pictures:
         """Pictures without labels, in memory."""
         blank = torch.zeros(len(images), dtype=torch.long)
-        return cls(kind, len(images), lambda: zip(images.split(at_once), blank.split(at_once), strict=True))
+        parts = images.split(at_once), blank.split(at_once)
+        return cls(kind, len(images), lambda: zip(*parts, strict=True), numbers=numbers)
 
     @classmethod
     def real(cls, val_data: ValData, at_once: int = AT_ONCE) -> Pictures:
@@ -127,6 +130,29 @@ def of_runtime(runtime: Runtime, spec: InputSpec) -> Model:
 
 def _array(said: Tensor | Array) -> Array:
     return said.float().cpu().numpy() if isinstance(said, Tensor) else said
+
+
+MOST_DISPUTED = 8
+
+
+def disputed(pictures: Pictures, answers: Answers, name: str) -> list[Disputed]:
+    """The `pictures` to which the model `name` answers least as the teacher does: other classes first, then by KL."""
+    theirs, ours = answers.teacher, answers.models[name]
+    said, heard, divergence = theirs.argmax(1), ours.argmax(1), kl_of_each(theirs, ours)
+    sure, too = confidences(theirs), confidences(ours)
+    order = np.lexsort((-divergence, said == heard))[:MOST_DISPUTED] if pictures.numbers else ()
+    return [
+        Disputed(
+            pictures.kind, pictures.numbers[row], round(float(divergence[row]), 6), int(said[row]),
+            round(float(sure[row]), 4), int(heard[row]), round(float(too[row]), 4),
+        )
+        for row in order
+    ]  # fmt: skip
+
+
+def most_disputed(found: Iterable[Disputed]) -> tuple[Disputed, ...]:
+    """Of several kinds together."""
+    return tuple(sorted(found, key=lambda one: (one.teacher == one.quantized, -one.kl)))[:MOST_DISPUTED]
 
 
 MISTAKEN, LEAST = 0.8, 10

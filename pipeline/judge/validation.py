@@ -24,12 +24,24 @@ from export.parity import LayerParity, layer_parity
 from inversion.leaves import dead_leaves
 from inversion.progress import Progress
 from inversion.teacher import Teacher
-from pipeline.judge.answers import AT_ONCE, Judge, Model, Pictures, first, mistaken, of_runtime, together
+from pipeline.judge.answers import (
+    AT_ONCE,
+    Judge,
+    Model,
+    Pictures,
+    disputed,
+    first,
+    mistaken,
+    most_disputed,
+    of_runtime,
+    together,
+)
 from pipeline.judge.speed import engine_rows, onnx_rows
 from pipeline.pictures.valdata import ValData
 from pipeline.record.gates import FLOAT, GRAPH, ONNX, Limits, Measured, gates_of, warnings
 from pipeline.record.proof import (
     Answered,
+    Disputed,
     Engine,
     EngineLatencyRow,
     ExecutedEngine,
@@ -77,7 +89,7 @@ def proof_leaves(teacher: Teacher, count: int, seed: int, first_number: int) -> 
             size = min(AT_ONCE, count - start)
             yield dead_leaves(teacher.spec, size, seed, first_number + start), torch.zeros(size, dtype=torch.long)
 
-    return Pictures(LEAVES, count, batches)
+    return Pictures(LEAVES, count, batches, numbers=range(first_number, first_number + count))
 
 
 def validate(
@@ -146,18 +158,20 @@ def validate(
         engine_graph=found.of(GRAPH) if files.engine_graph else None,
         onnx_against_torch=Fidelity.of(parity) if parity else None,
         layers=_describe_layers(layers) if layers else None,
+        disputed=found.disputed,
     )
 
 
 @dataclass(frozen=True)
 class _Found:
     """Every model against the teacher, by name: on all `synthetic` pictures together, on each of their `kinds`, and on
-    `real` ones where there are some, of which `mistaken` says whose labels look wrong."""
+    `real` ones where there are some, of which `mistaken` says whose labels look wrong. `disputed` are synthetic."""
 
     synthetic: dict[str, Comparison]
     kinds: dict[str, dict[str, Comparison]]
     real: dict[str, Comparison] | None
     mistaken: list[str]
+    disputed: tuple[Disputed, ...]
 
     def of(self, name: str) -> Answered:
         """One model's part of a manifest."""
@@ -182,11 +196,13 @@ def _compared(teacher: Teacher, models: Mapping[str, Model], kinds: Sequence[Pic
         answers[pictures.kind] = Judge(teacher.logits, pictures).answers(models, of_all)
         done += pictures.count
     real = next((answers.pop(pictures.kind) for pictures in kinds if pictures.labelled), None)
+    far = [disputed(each, answers[each.kind], ONNX) for each in kinds if each.kind in answers]
     return _Found(
         together(list(answers.values())).comparisons(),
         {kind: one.comparisons() for kind, one in answers.items()},
         real.comparisons() if real else None,
         mistaken(real) if real else [],
+        most_disputed(one for part in far for one in part),
     )
 
 

@@ -259,10 +259,25 @@ class Layers:
     largest_error: float
 
 
+@dataclass(frozen=True)
+class Disputed:
+    """A synthetic picture by its kind and number: of mosaics that of the trajectory, of leaves that of their drawing;
+    `kl` there, in nats, and the classes that the teacher and model.onnx give, each with its own probability."""
+
+    kind: str
+    number: Size
+    kl: float
+    teacher: Size
+    teacher_confidence: float
+    quantized: Size
+    quantized_confidence: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Whether a run passed and why: its gates, then model.onnx on `synthetic` and `real` pictures, its runtimes, the
-    float file, the graph of its engines, the file against the torch module that it was made from, and its layers.
+    float file, the graph of its engines, the file against the torch module that it was made from, its layers, and the
+    synthetic pictures on which it is furthest from the teacher.
 
     A single ONNX file has neither `onnx_against_torch` nor `layers`. Earlier versions told less of `engine_graph`.
     """
@@ -277,6 +292,7 @@ class Verdict:
     engine_graph: Answered | Fidelity | None
     onnx_against_torch: Fidelity | None
     layers: Layers | None
+    disputed: tuple[Disputed, ...] = ()
 
     @property
     def kinds(self) -> dict[str, Fidelity]:

@@ -36,8 +36,8 @@ def figure5(laboratory: Laboratory) -> Result:
     else:
         notes.append("Real pictures: not run, they need --val-data.")
     rows = {name: _moments(values, laboratory) for name, values in sets.items()}
-    figure = _histograms(sets, "largest probability of the teacher")
-    return Result("figure5", "Figure 5: the teacher's confidence", rows, 3, notes, figures={"figure5": figure})
+    title = "Figure 5: the teacher's confidence"
+    return Result("figure5", title, rows, 3, notes, figures={"figure5": _histograms(title, sets)})
 
 
 def figure6(laboratory: Laboratory) -> Result:
@@ -51,8 +51,8 @@ def figure6(laboratory: Laboratory) -> Result:
     sets = {name: torch.cat(parts) for name, parts in stages.items()}
     rows = {name: _moments(values, laboratory) for name, values in sets.items()}
     notes = ["The paper prints histograms without numbers: broad at t1, sharp near 1 at t4."]
-    figure = _histograms(sets, "largest probability of the teacher")
-    return Result("figure6", "Figure 6: confidence by detachment point", rows, 3, notes, figures={"figure6": figure})
+    title = "Figure 6: confidence by detachment point"
+    return Result("figure6", title, rows, 3, notes, figures={"figure6": _histograms(title, sets)})
 
 
 def figure_a1(laboratory: Laboratory) -> Result:
@@ -80,8 +80,8 @@ def figure_a1(laboratory: Laboratory) -> Result:
         f"{least} images of each, labelled by the teacher's answer, first seed. The silhouette is of the features "
         "themselves, not of the map. The paper prints maps alone: entangled at t1, clustered as DMI and SMI at t4.",
     ]
-    figure = _maps(points, colours)
-    return Result("figureA1", "Figure A1: features by class", rows, 3, notes, figures={"figureA1": figure})
+    title = "Figure A1: features by class"
+    return Result("figureA1", title, rows, 3, notes, figures={"figureA1": _maps(title, points, colours)})
 
 
 def figure_a2(laboratory: Laboratory) -> Result:
@@ -130,19 +130,28 @@ def _silhouette(read: np.ndarray, answer: np.ndarray) -> float:
     return float(silhouette_score(read, answer)) if 1 < kinds < len(answer) else 0.0
 
 
-def _histograms(sets: dict[str, Tensor], what: str) -> Figure:
-    figure = Figure(figsize=(2.4 * len(sets), 2.4), layout="constrained")
+def _histograms(title: str, sets: dict[str, Tensor]) -> Figure:
+    """Of probabilities; each panel has a height of its own, or one spike would flatten the others."""
+    figure = Figure(figsize=(2.4 * len(sets), 2.8), layout="constrained")
     for panel, (name, values) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
-        panel.hist(values.numpy(), bins=np.linspace(0, 1, 21).tolist(), weights=np.full(len(values), 1 / len(values)))
+        share = np.full(len(values), 100 / len(values))
+        panel.hist(values.numpy(), bins=np.linspace(0, 1, 21).tolist(), weights=share)
         panel.set_title(f"{name}, n = {len(values)}", fontsize=8)
-        panel.set_ylim(0, 1)
-    figure.supxlabel(what, fontsize=8)
+        panel.set_xlim(0, 1)
+        panel.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("largest probability of the teacher", fontsize=8)
+    figure.supylabel("images, % (each panel on its own scale)", fontsize=8)
     return figure
 
 
-def _maps(points: dict[str, np.ndarray], colours: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(2.4 * len(points), 2.6), layout="constrained")
+def _maps(title: str, points: dict[str, np.ndarray], colours: dict[str, np.ndarray]) -> Figure:
+    """Places of t-SNE, which have no unit."""
+    figure = Figure(figsize=(2.4 * len(points), 3.0), layout="constrained")
     for panel, (name, place) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         panel.scatter(*place.T, c=colours[name], cmap="tab20", s=6)
-        panel.set(xticks=[], yticks=[], title=name)
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(f"{name}, n = {len(place)}", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("t-SNE of the features, each panel on its own scale; coloured by the teacher's answer", fontsize=8)
     return figure

@@ -169,11 +169,13 @@ def _judge_one_class(laboratory: Laboratory, student: Student) -> tuple[dict[str
 
 
 def _confusion_figure(matrices: dict[str, Tensor]) -> Figure:
-    figure = Figure(figsize=(2.2 * len(matrices), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.2 * len(matrices), 3.0), layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for panel, (label, matrix) in zip(panels, matrices.items(), strict=True):
         panel.imshow(np.asarray(matrix), vmin=0, vmax=1, cmap="Blues")
         panel.set_title(f"{label}: {100 * float(matrix.diagonal().mean()):.0f}%", fontsize=8)
         panel.tick_params(labelsize=6)
-    figure.suptitle("rows: true class, columns: the student's answer; mean of the diagonal", fontsize=8)
+    figure.suptitle("Figure 4: students taught by one class; in percent, the mean of the diagonal", fontsize=9)
+    figure.supxlabel("the student's answer", fontsize=8)
+    figure.supylabel("true class", fontsize=8)
     return figure

@@ -294,6 +294,7 @@ def learning_curve(curves: Mapping[str, Sequence[Point]]) -> Figure:
         heights = [(point["seconds"] / 60, _height(point, real)) for point in curve]
         shown = [(minutes, height) for minutes, height in heights if height is not None]
         panel.plot([minutes for minutes, _ in shown], [height for _, height in shown], marker=".", label=name)
+    panel.set_title("Learning curve" if len(curves) == 1 else "Learning curves", fontsize=10)
     panel.set_xlabel("minutes of inversion and training")
     panel.set_ylabel("top-1, % of real pictures" if real else "KL to the teacher, synthetic")
     panel.legend(fontsize=8)

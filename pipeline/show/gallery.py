@@ -28,6 +28,7 @@ from pipeline.recipe.resolve import read_back
 from pipeline.record.lock import require_no_way_out
 from pipeline.record.manifest import load_manifest
 from pipeline.show.display import Display
+from pipeline.show.page.album import denormalise, spread
 
 FILES = ("stages.png", "mosaics.png", "rebirth.png", "confidence.png")
 MOST_TRAJECTORIES, MOST_STAGES, MOST_PAIRS, MOST_PICTURES = 8, 16, 6, 32
@@ -71,14 +72,6 @@ def gallery(run: Path, out: Path | None, display: Display, teacher: Teacher | No
     return [out / name for name in files]
 
 
-def denormalise(pictures: Tensor, metadata: dict[str, str]) -> Tensor:
-    """Normalised `pictures` [M, C, H, W] in 0..1, by the `mean` and `std` of a shard's metadata."""
-    mean, std = (
-        torch.tensor([float(part) for part in metadata[key].split()]).view(-1, 1, 1) for key in ("mean", "std")
-    )
-    return (pictures * std + mean).clamp(0, 1)
-
-
 def only(pictures: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
     """`pictures` [M, C, H, W] in 0..1 with every patch that is not in `kept` [M, K] grey; -1 in `kept` is padding."""
     rows, columns = grid
@@ -107,13 +100,6 @@ def rebirths(images: SparseImages, canvas: Tensor, trajectory: Tensor) -> tuple[
     pictures = canvas[after.stage.long() - 2, which].float()
     patches = take(patchify(pictures, images.patch_size), after.kept.long().clamp(min=0))
     return replace(after, patches=patches * (after.kept >= 0).unsqueeze(-1)), after
-
-
-def spread(values: Tensor, most: int) -> list[int]:
-    """At most `most` of the distinct values [n], evenly apart, the first and the last among them."""
-    distinct = values.unique().tolist()
-    places = np.linspace(0, len(distinct) - 1, min(most, len(distinct)))
-    return [distinct[place] for place in places.round().astype(int)]
 
 
 def stages_sheet(images: SparseImages, sure: Tensor | None = None) -> Figure:
@@ -152,15 +138,18 @@ def rebirth_sheet(before: SparseImages, after: SparseImages, *sure: Tensor) -> F
 
 
 def confidence_figure(images: SparseImages, sure: Tensor) -> Figure:
-    """Histograms of the teacher's confidence `sure` [M] on the target class by stage (Figures 5 and 6)."""
+    """Histograms of the teacher's confidence `sure` [M] on the target class by stage (Figures 5 and 6), each as high as
+    its own fullest bin."""
     stages = spread(images.stage, MOST_STAGES)
-    figure, panels = _panels(len(stages), 4, (2.6, 2.2), sharex=True, sharey=True)
+    figure, panels = _panels(len(stages), 4, (2.6, 2.2), sharex=True)
     for panel, stage in zip(panels, stages, strict=True):
         values = sure[images.stage == stage].numpy()
         panel.hist(values, bins=np.linspace(0, 1, 21).tolist())
         panel.set_title(f"t{stage}: mean {values.mean():.3f}, n = {len(values)}", fontsize=9)
-        panel.tick_params(labelbottom=True)
+        panel.tick_params(labelbottom=True, labelsize=7)
     figure.suptitle(f"{_method(images)}: images by the teacher's confidence in their class", fontsize=9)
+    figure.supxlabel("confidence", fontsize=8)
+    figure.supylabel("images (each panel on its own scale)", fontsize=8)
     return figure
 
 

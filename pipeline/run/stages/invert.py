@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from inversion.confidence import confidence_by_stage, target_confidence, warnings_of
+from inversion.confidence import confidence_between, confidence_by_stage, target_confidence, warnings_of
 from inversion.errors import InputError
 from inversion.folder import remove_others
 from inversion.images import SparseImages, join
@@ -23,6 +24,7 @@ from pipeline.run.job import Job
 from pipeline.run.pace import Pace
 from pipeline.run.stage import Stage, StageResult
 from pipeline.show.display import Display
+from pipeline.show.page.album import shown_of
 
 LEAST_TRAJECTORIES = 2
 """Of a run: one learns, one judges."""
@@ -111,7 +113,8 @@ def invert_with_bar(
 
 
 def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
-    """How many there are, how sure the teacher is of them by stage, and a sentence for whatever makes them poor."""
+    """How many there are, how sure the teacher is of them by stage, and of those that a report shows, each by itself;
+    and a sentence for whatever makes them poor."""
     if not shards:  # others make all of this part
         return {}
     images = join([SparseImages.load(path) for path in shards])
@@ -119,6 +122,8 @@ def describe_images(teacher: Teacher, shards: Sequence[Path]) -> Facts:
     return {
         "images": len(images),
         "confidence": confidence_by_stage(confidence, images),
+        "between": confidence_between(confidence, images),
+        "shown": [asdict(each) for each in shown_of(teacher, images)],
         "warnings": [*warnings_of(teacher, images, confidence), *_retried(shards)],
     }
 

@@ -70,7 +70,7 @@ class Validate(Stage):
         _, held_out = split_held_out(load_images(job.places.images), recipe.calibration.held_out)
         unseen = recipe.calibration.leaves + JUDGES
         leaves = proof_leaves(job.teacher, recipe.validation.pictures, recipe.calibration.seed, unseen)
-        synthetic = [Pictures.of("mosaics", held_out.mosaics()), leaves]
+        synthetic = [Pictures.of("mosaics", held_out.mosaics(), numbers=held_out.trajectory.unique().tolist()), leaves]
         weights = QuantizedWeights.load(job.places.quantized)
         reference = Reference(weights, qdq_module(job.teacher.model, weights))
         limits = recipe.validation.limits(recipe.quant_scheme())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,18 @@ from export.edge.runtime import open_runtime
 from export.graph import export_float
 from inversion.leaves import dead_leaves
 from inversion.teacher import DIGITS_VIT, Teacher, load_teacher
-from pipeline.judge.answers import Judge, Pictures, first, of_module, of_runtime
+from pipeline.judge.answers import (
+    Answers,
+    Judge,
+    Pictures,
+    disputed,
+    first,
+    most_disputed,
+    of_module,
+    of_runtime,
+)
 from pipeline.pictures.valdata import digits_held_out
+from pipeline.record.proof import Disputed
 from pipeline.run.distilling import of_student, real_judge
 
 
@@ -108,3 +120,22 @@ def test_a_student_is_judged_in_eval_mode_and_goes_on_training(teacher: Teacher)
     judge = real_judge(teacher, digits_held_out(teacher.spec))
     assert judge(of_student(teacher, student)) == judge(of_student(teacher, student))
     assert all(module.training for module in head.modules())
+
+
+def test_what_is_disputed_can_be_had_again() -> None:
+    """Other classes before other probabilities, each by KL, by the pictures' own numbers; pictures that nobody can
+    find again, such as real ones, are not named."""
+    teacher = np.log([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.55, 0.45]])
+    ours = np.log([[0.5, 0.5], [0.4, 0.6], [0.8, 0.2], [0.1, 0.9]])
+    answers = Answers(teacher, {"model": ours})
+    pictures = Pictures.of("leaves", torch.zeros(4, 1, 2, 2), numbers=[70, 71, 72, 73])
+    found = disputed(pictures, answers, "model")
+    assert [each.number for each in found] == [73, 71, 70, 72]
+    kl = round(0.55 * float(np.log(5.5)) + 0.45 * float(np.log(0.5)), 6)
+    assert found[0] == Disputed("leaves", 73, kl, 0, 0.55, 1, 0.9)
+    assert found[3].kl == 0
+    assert disputed(dataclasses.replace(pictures, numbers=()), answers, "model") == []
+    both = most_disputed([*found, *(dataclasses.replace(each, kind="mosaics", kl=each.kl + 0.01) for each in found)])
+    assert [(each.kind, each.number) for each in both[:4]] == [
+        ("mosaics", 73), ("leaves", 73), ("mosaics", 71), ("leaves", 71),
+    ]  # fmt: skip

@@ -111,7 +111,7 @@ def test_a_float_model_that_gives_no_engine_is_said(monkeypatch: pytest.MonkeyPa
 
 
 def test_times_are_told_wherever_engines_are(beside: Callable[[float], BesideFloat], tmp_path: Path) -> None:
-    """A line a batch on screen, a row in the report; and they are read from the manifest again."""
+    """A line a batch on screen, a plot in the report; and they are read from the manifest again."""
     ran = executed(beside(0.5))
     found = manifest()
     runtimes = replace(found.verdict.runtimes, tensorrt=(ran,))
@@ -121,7 +121,9 @@ def test_times_are_told_wherever_engines_are(beside: Callable[[float], BesideFlo
     row = ran.latency[0]
     assert lines[0].endswith(f"ratio {row.ratio:.2f} [{row.ratio_interval[0]:.2f}, {row.ratio_interval[1]:.2f}]")
     page = " ".join(write_report(found, tmp_path).read_text().split())
-    assert all(f"FP16 {each.float16.median_ms:.3f} ms, ratio {each.ratio:.2f}" in page for each in ran.latency)
+    for each in ran.latency:
+        assert f"batch {each.batch}</strong> On its GPU: {each.ratio:.2f} of the FP16 engine" in page
+        assert f"<td>{each.float16.median_ms:.2f} ms (p95 {each.float16.p95_ms:.2f})</td>" in page
     told = of_json(Verdict, json.loads(json.dumps(to_json(found.verdict))))
     assert told is not None
     assert told.runtimes.engines == (ran,)

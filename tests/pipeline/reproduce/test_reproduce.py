@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 
 from inversion.errors import InputError
 from inversion.teacher import load_teacher
@@ -15,6 +17,7 @@ from pipeline.reproduce.experiments import EXPERIMENTS, find_experiment
 from pipeline.reproduce.laboratory import Laboratory
 from pipeline.reproduce.result import Cell, Result
 from pipeline.reproduce.scale import SCALES, choose_scale
+from pipeline.reproduce.sheets import _histograms
 from pipeline.show.display import Display
 from tests.shell import run
 
@@ -75,6 +78,19 @@ def test_images_are_inverted_once(out: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run(f"reproduce figure5 {line}") == 0
     monkeypatch.setattr("inversion.inverter.Inverter.shard", lambda *_: pytest.fail("it inverts again"))
     assert run(f"reproduce figureA1 {line}") == 0
+
+
+def test_histograms_are_labelled_and_have_scales_of_their_own() -> None:
+    """A title, both axes, and in each panel the height of its own fullest bin, in percent of its own images."""
+    sets = {"even": torch.linspace(0, 1, 100), "one spike": torch.full((7,), 0.97)}
+    figure = _histograms("Figure 5: something", sets)
+    assert figure.get_suptitle() == "Figure 5: something"
+    assert figure.get_supxlabel() == "largest probability of the teacher"
+    assert figure.get_supylabel().startswith("images, %")
+    tallest = [max(bar.get_height() for bar in axes.patches) for axes in cast(Any, figure.axes)]
+    assert tallest == [pytest.approx(5, abs=1), pytest.approx(100)]
+    assert [axes.get_ylim()[1] for axes in figure.axes] == pytest.approx([1.05 * height for height in tallest])
+    assert [axes.get_title() for axes in figure.axes] == ["even, n = 100", "one spike, n = 7"]
 
 
 def test_smi_prunes_at_the_same_shares_of_any_length(tmp_path: Path) -> None:

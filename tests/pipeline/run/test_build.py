@@ -12,10 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
+from inversion.images import load_images
+from inversion.leaves import dead_leaves
+from inversion.teacher import load_teacher
 from tests.deployed import right_of, write_digits
+from tests.pages import flaws_of
 from tests.runs import DEPLOYED, ENGINE, FILES, STAGES, TINY, files, gates, initializers, manifest, outputs
 from tests.shell import run
 
@@ -193,16 +198,35 @@ def test_the_readme_of_what_is_deployed(built: Path) -> None:
     assert any("softmax is not applied" in note for note in engine["notes"])
 
 
-def test_report_needs_no_network(built: Path) -> None:
-    """No script, no address on the net, every picture inside; the six trajectories shown, each with its mosaic."""
+def test_report_is_whole(built: Path) -> None:
+    """Nothing that makes a page hard to use; what it links lies beside it; six trajectories, each with its mosaic, and
+    the pictures that are disputed."""
     page = (built / "report.html").read_text()
-    assert "<script" not in page
-    assert "http://" not in page
-    assert "https://" not in page
-    sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 6 * (4 + 1)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert flaws_of(page, built) == []
+    assert not re.search("https?://", page)
+    assert len(re.findall(r'src="data:image/webp;base64,', page)) == 6 * (4 + 1) + 8
     assert "digits_vit" in page
+
+
+def test_disputed_pictures_can_be_had_again(built: Path) -> None:
+    """By kind and number alone: model.onnx and the teacher say of them what the manifest says."""
+    found = manifest(built)["validation"]["disputed"]
+    images, teacher = load_images(built / "images"), load_teacher("digits_vit")
+    assert len(found) == 8
+    assert [each["teacher"] != each["quantized"] for each in found] == sorted(
+        (each["teacher"] != each["quantized"] for each in found), reverse=True
+    )
+    session = onnxruntime.InferenceSession(built / "model.onnx", providers=["CPUExecutionProvider"])
+    for each in found:
+        if each["kind"] == "leaves":
+            picture = dead_leaves(teacher.spec, 1, 0, each["number"])
+        else:
+            picture = images[images.trajectory == each["number"]].mosaics()
+        (logits,) = session.run(["logits"], {"input": picture.numpy()})
+        for said, whose in ((teacher.logits(picture), "teacher"), (torch.from_numpy(logits), "quantized")):
+            sure, answer = said.softmax(1)[0].max(0)
+            assert int(answer) == each[whose]
+            assert float(sure) == pytest.approx(each[f"{whose}_confidence"], abs=1e-3)  # in batches of other sizes
 
 
 @pytest.mark.parametrize(

@@ -278,14 +278,17 @@ def test_rebirth_pairs_stand_side_by_side() -> None:
     assert not any(axes.get_xlabel() for axes in rebirth_sheet(*pairs).axes)
 
 
-def test_histograms_share_their_axes() -> None:
-    """One a stage, with its mean and number; every image is in exactly one bar, confidence 0 and 1 too."""
+def test_histograms_have_scales_of_their_own() -> None:
+    """One a stage, with its mean and number, as high as its fullest bar; every image is in exactly one bar, confidence
+    0 and 1 too."""
     images = detached(canvases(5))
     sure = torch.tensor([[0.0, 0.5, 1.0]] * 4 + [[0.0, 0.5, 0.0]]).flatten()
     figure = confidence_figure(images, sure)
     assert titles(figure) == [f"t{k}: mean {mean}, n = 5" for k, mean in ((1, "0.000"), (2, "0.500"), (3, "0.800"))]
-    assert len({(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes}) == 1
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("confidence", "images (each panel on its own scale)")
     bars = [[bar.get_height() for bar in panel.patches] for panel in cast(Any, figure.axes)]
+    assert [axes.get_ylim()[1] for axes in figure.axes] == pytest.approx([1.05 * max(found) for found in bars])
     assert [(len(found), sum(found), found[place]) for found, place in zip(bars, (0, 10, 19), strict=True)] == [
         (20, 5, 5), (20, 5, 5), (20, 5, 4),
     ]  # fmt: skip

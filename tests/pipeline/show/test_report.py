@@ -168,10 +168,11 @@ def test_report_says_what_the_manifest_says(real: bool, engines: bool, tmp_path:
     assert ("give some with <code>--val-data</code>" in page) is not real
     assert ("built, not executed" in page) is engines
     assert ("None was built" in page) is not engines
-    assert "Synthetic images" not in page
+    assert "Synthetic pictures" not in page
     assert "tensorrt None" not in page
     for row in result_rows(manifest(real, engines)):
-        assert "".join(f"<td>{value}</td>" for value in row.values()) in page
+        first, *others = row.values()
+        assert f'<th scope="row">{first}</th>' + "".join(f"<td>{value}</td>" for value in others) in page
 
 
 def test_report_escapes_names(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What report.html is made of: words, drawings, pictures, sentences."""
