@@ -224,7 +224,7 @@ def engine(
     out.mkdir(parents=True, exist_ok=True)
     for path, spec in build_engines(model, out, archs, chosen, precision, batches):
         if spec is None:
-            typer.echo(f"{path}: {chosen} builds none for this here; on the device, beside {ENGINE_GRAPH}:")
+            typer.echo(f"{path}: none is built for this here; on the device, beside {ENGINE_GRAPH}:")
             typer.echo(f"  {line_of(path)}")
             continue
         typer.echo(f"{path}: {spec.bytes / 1e6:.1f} MB in {spec.build_seconds:.1f} s, built, not executed")
