@@ -4,6 +4,7 @@ a device judges with them too."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,9 +32,9 @@ class Dice(Protocol):
 
 
 class NumpyDice:
-    """NumPy's, of a seed. Another stream than torch's: the same kind of pictures, not the same ones."""
+    """NumPy's, of a seed of one number or several. Another stream than torch's: other pictures of the same kind."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | Sequence[int]) -> None:
         self._random = np.random.default_rng(seed)
 
     def uniform(self, *shape: int) -> Array:

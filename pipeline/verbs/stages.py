@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -237,6 +237,9 @@ def engine(
 
 def validate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a model.onnx.")],
+    against: Annotated[
+        Path | None, typer.Option(help="A float ONNX file that judges a model.onnx in its teacher's place: no torch.")
+    ] = None,
     teacher: Teacher = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
@@ -257,10 +260,11 @@ def validate(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a run again, or an ONNX file against its teacher.
+    """Judge a run again, or an ONNX file against its teacher or its float file.
 
     On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
-    --bits chooses the default gates of an ONNX file, w8a8 where it is left out.
+    --bits chooses the default gates of an ONNX file; where it is left out, w8a8, or with --against what the file itself
+    says. --against needs no torch: dead leaves judge, and the pictures of --val-data.
     """
     for path, flag in ((json, "--json"), (junit, "--junit")):
         if path:
@@ -269,14 +273,19 @@ def validate(
         raise InputError(f"{str(target)!r} does not exist: give a run folder, or a model.onnx with its --teacher.")
     if target.is_file() and keep:
         raise InputError(f"--keep writes into a run folder, {str(target)!r} is a file: leave it out.")
-    if target.is_file() and teacher is None and recipe is None:
-        raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
+    if target.is_file() and teacher is None and recipe is None and against is None:
+        raise InputError(
+            f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint, or "
+            "the float file with --against."
+        )
     pictures = flags_of(val_data=val_data, class_map=class_map, image_column=image_column, label_column=label_column)
     named = flags_of(
         teacher=teacher, checkpoint=checkpoint, bits=bits, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
         interpolation=interpolation,
     )  # fmt: skip
-    if not target.is_file():
+    if against is not None:
+        _require_no_teacher(target, against, named)
+    elif not target.is_file():
         from pipeline.record.manifest import load_manifest
 
         load_manifest(target)
@@ -286,23 +295,48 @@ def validate(
     from pipeline.recipe.resolve import make_recipe
 
     stale = [path for path in (json, junit) if path]
+    if against is not None:
+        named["teacher"] = str(against)
     chosen = make_recipe({**named, **pictures}, recipe, overrides or (), "validate") if target.is_file() else None
 
-    from inversion.machine import choose_device
-    from pipeline.recipe.recipe import PictureSource
     from pipeline.record.manifest import to_json
-    from pipeline.run.judging import validate_file, validate_run
     from pipeline.show.display import Display
-    from pipeline.show.report import write_junit
 
-    display, place = Display(quiet), choose_device(device)
-    if chosen:
-        manifest = validate_file(chosen, target, place, display, stale)
+    display = Display(quiet)
+    if against is not None and chosen:
+        from pipeline.judge.against import validate_against
+
+        manifest = validate_against(chosen, target, against, display, stale)
     else:
-        manifest = validate_run(target, PictureSource(**pictures), overrides or (), place, display, keep, stale)
+        from inversion.machine import choose_device
+        from pipeline.recipe.recipe import PictureSource
+        from pipeline.run.judging import validate_file, validate_run
+
+        place = choose_device(device)
+        if chosen:
+            manifest = validate_file(chosen, target, place, display, stale)
+        else:
+            manifest = validate_run(target, PictureSource(**pictures), overrides or (), place, display, keep, stale)
     if json:
         json.write_text(dumps(to_json(manifest.verdict), indent=2) + "\n")
     if junit:
+        from pipeline.show.report import write_junit
+
         write_junit(manifest, junit)
     display.results(manifest)
     raise typer.Exit(0 if manifest.verdict.passed else 1)
+
+
+def _require_no_teacher(target: Path, against: Path, named: dict[str, Any]) -> None:
+    """What --against does not go with; the bits that the file says it has, where none are named."""
+    if not target.is_file():
+        raise InputError(f"--against judges an ONNX file, {str(target)!r} is none: give the model.onnx in it.")
+    if told := named.keys() - {"bits"}:
+        raise InputError(f"--against {str(against)!r} stands for the teacher: leave {', '.join(sorted(told))} out.")
+    if "bits" not in named:
+        from export.edge.files import require_own_data
+        from pipeline.judge.against import bits_of
+
+        require_own_data(target)
+        if bits := bits_of(target):
+            named["bits"] = bits
