@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 PROJECT = "patch-rebirth"
-Part = Literal["edge", "default", "extra"]
+OWN = ("inversion", "calib", "export", "pipeline")
+Part = Literal["edge", "default", "added"]
 
 
 @dataclass(frozen=True)
 class Package:
-    """`name` is pip's, `module` what is imported. `part` says who brings it: an edge install as well, the default
-    install alone, or whoever asks for it by an extra."""
+    """`name` is pip's, `module` what is imported. `part` says who brings it: an edge install too, the `default` install
+    alone and with all the others, or it can be `added` to either by itself."""
 
     name: str
     module: str
@@ -34,7 +35,7 @@ class Package:
             return True
 
 
-PACKAGES = (
+PACKAGES: tuple[Package, ...] = (
     Package("typer", "typer", "edge", "the command line"),
     Package("rich", "rich", "edge", "tables and progress"),
     Package("pydantic", "pydantic", "edge", "checked settings and manifests"),
@@ -57,11 +58,11 @@ PACKAGES = (
     Package("onnxscript", "onnxscript", "default", "export to ONNX"),
     Package("scikit-learn", "sklearn", "default", "the digits that judge the built-in teacher"),
     Package("matplotlib", "matplotlib", "default", "plots"),
-    Package("pyarrow", "pyarrow", "default", "pictures in Parquet files"),
-    Package("tensorrt", "tensorrt", "extra", "engines of TensorRT itself, for and on the local GPU"),
-    Package("cuda-bindings", "cuda", "extra", "running engines"),
-    Package("openvino", "openvino", "extra", "a second runtime for CPUs"),
-    Package("ray", "ray", "extra", "work on several machines"),
+    Package("pyarrow", "pyarrow", "added", "pictures in Parquet files"),
+    Package("tensorrt", "tensorrt", "added", "engines of TensorRT itself, for and on the local GPU"),
+    Package("cuda-bindings", "cuda", "added", "running engines"),
+    Package("openvino", "openvino", "added", "a second runtime for CPUs"),
+    Package("ray", "ray", "added", "work on several machines"),
 )
 OPTIONAL = {"tensorrt-rtx-cu13"}
 """Of the edge's packages, what has no wheel for some machines, and is asked for where an engine is built."""
@@ -77,18 +78,19 @@ def install_line(packages: Iterable[Package]) -> str:
 
 
 def missing_sentence(module: str) -> str | None:
-    """What to say of a command that failed for want of `module`; None where it is no package of ours. All of an edge
-    install that is missing is named at once."""
+    """What to say of a command that failed for want of `module`, with all that is missing in the same way; None where
+    it is a module of our own, which is never missing by itself."""
     top = module.partition(".")[0]
-    package = next((each for each in PACKAGES if each.module == top), None)
-    if package is None:
+    if not top or top in OWN:
         return None
-    if package.part != "edge":
-        return f"{package.name} is not installed, which brings {package.brings}: {install_line([package])}."
-    lacking = [each for each in PACKAGES if each.part == "edge" and each.missing and each.name not in OPTIONAL]
-    lacking = lacking if package in lacking else [package, *lacking]
-    names = ", ".join(each.name for each in lacking)
-    return f"{names} {'are' if lacking[1:] else 'is'} not installed: {install_line(lacking)}."
+    package = next((each for each in PACKAGES if each.module == top), Package(top, top, "default", "what others need"))
+    lacking = [each for each in PACKAGES if each.part == package.part and each.missing and each.name not in OPTIONAL]
+    if package.part == "added" or package not in lacking:
+        lacking = [package]
+    names = f"{', '.join(each.name for each in lacking)} {'are' if lacking[1:] else 'is'} not installed"
+    if package.part == "edge":
+        return f"{names}: {install_line(lacking)}."
+    return f"{names}, of which this needs {package.name}: {install_line([package])}."
 
 
 def _requirements() -> dict[str, str]:
