@@ -68,9 +68,7 @@ def test_a_missing_package_is_the_machines_matter(monkeypatch: pytest.MonkeyPatc
     """Exit code 3 and a line for any package, also one that we do not name; a module of our own is a fault of ours."""
     explain = cli._explain
     sentence, code = explain(ModuleNotFoundError("No module named 'pyarrow.parquet'", name="pyarrow.parquet"))
-    assert (code, sentence) == (
-        3, "pyarrow is not installed, of which this needs pyarrow: pip install 'pyarrow>=18'.",
-    )  # fmt: skip
+    assert (code, sentence) == (3, "pyarrow is not installed: pip install 'pyarrow>=18'.")
     assert explain(ModuleNotFoundError("No module named 'sympy'", name="sympy"))[1] == 3
     assert explain(ModuleNotFoundError("No module named 'export.nothing'", name="export.nothing"))[1] == 70
     monkeypatch.setattr(packages.Package, "missing", True)

@@ -85,12 +85,10 @@ def missing_sentence(module: str) -> str | None:
         return None
     package = next((each for each in PACKAGES if each.module == top), Package(top, top, "default", "what others need"))
     lacking = [each for each in PACKAGES if each.part == package.part and each.missing and each.name not in OPTIONAL]
-    if package.part == "added" or package not in lacking:
+    if package.part == "added" or not lacking:
         lacking = [package]
-    names = f"{', '.join(each.name for each in lacking)} {'are' if lacking[1:] else 'is'} not installed"
-    if package.part == "edge":
-        return f"{names}: {install_line(lacking)}."
-    return f"{names}, of which this needs {package.name}: {install_line([package])}."
+    names = ", ".join(each.name for each in lacking)
+    return f"{names} {'are' if lacking[1:] else 'is'} not installed: {install_line(lacking)}."
 
 
 def _requirements() -> dict[str, str]:

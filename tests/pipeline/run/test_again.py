@@ -66,7 +66,7 @@ WORK_OF_AN_EDGE = (
     "inspect {run}/model.onnx --json -",
     "engine {run}/model.onnx --arch sm89,orin --out {out}/engines",
     "deploy {run} --to {out}/device",
-    "validate {run}/model.onnx --against {run}/model.fp32.onnx --set validation.pictures=100 --json {out}/v.json",
+    "validate {run}/model.onnx --against {run}/model.fp32.onnx --set validation.pictures=20 --json {out}/v.json",
     "doctor --json -",
     "shards {run}/images",
 )
@@ -94,7 +94,7 @@ def test_an_edge_install_does_its_work(built: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "engines").glob("engine*")} > {"engine.tensorrt.sm87.sh", ENGINE}
     assert files(tmp_path / "device") == DEPLOYED
     verdict = json.loads((tmp_path / "v.json").read_text())
-    assert verdict["synthetic"]["n"] == 100
+    assert verdict["synthetic"]["n"] == 20
     assert verdict["runtimes"]["onnxruntime"]["kernels"]["linears"] == {"integer": 10, "all": 10}
     health = json.loads(told[4][1])
     assert health["versions"]["torch"] is None
