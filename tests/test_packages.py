@@ -34,7 +34,7 @@ def test_what_pip_takes_for_an_edge_install_is_the_extra() -> None:
 def asked(*parts: str) -> set[str]:
     """Names of the packages that the default install, as `dependencies`, and the extras ask for."""
     lines = {"dependencies": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-    return {canonicalize_name(Requirement(line).name) for part in parts for line in lines[part]} - {GPU}
+    return {str(canonicalize_name(Requirement(line).name)) for part in parts for line in lines[part]} - {GPU}
 
 
 def test_every_package_is_known() -> None:
