@@ -26,6 +26,16 @@ from recording import write_record
 ROOT = Path(__file__).parent.parent
 LIMIT_MB = 700
 MISSING = 3
+PARTS = {
+    "TensorRT-RTX": ("tensorrt_rtx",),
+    "SymPy, which onnx-ir asks for": ("sympy", "mpmath"),
+    "NumPy": ("numpy",),
+    "ONNX Runtime": ("onnxruntime",),
+    "ONNX": ("onnx",),
+}
+"""What takes the room in an edge install, by what its folders begin with; a folder counts once, by the longest."""
+CUDA = ("nvidia", "triton", "torch/lib/libtorch_cuda", "torch/lib/libc10_cuda", "torch/lib/libtorch_nvshmem")
+"""What of a default install is of no use without a GPU, by what paths begin with; ModelOpt lies elsewhere."""
 WORK = (
     "inspect {run}/model.onnx",
     "inspect {run}/deploy/engine.tensorrt_rtx.sm89.plan",
@@ -76,13 +86,15 @@ def main() -> int:
         sizes = _sizes(place)
         work, more = list(_tried(place, folder, run, WORK)), list(_tried(place, folder, run, NEEDS_MORE))
     right = all(each.exit_code == 0 for each in work) and all(each.exit_code == MISSING for each in (*bare, *more))
-    total = sum(sizes.values())
+    total, here = sum(sizes.values()), _sizes(Path(sys.prefix))
     rows = {name: [asdict(each) for each in said] for name, said in (("bare", bare), ("work", work), ("more", more))}
     largest = {name: size for name, size in sorted(sizes.items(), key=lambda item: -item[1]) if size >= 1}
     write_record(
         "edge",
         {"megabytes": round(total), "limit": LIMIT_MB, "install_seconds": round(seconds), "right": right,
-         "largest": {name: round(size, 1) for name, size in largest.items()}, **rows},
+         "largest": {name: round(size, 1) for name, size in largest.items()},
+         "default_megabytes": round(sum(here.values())), "cuda_megabytes": round(_cuda(Path(sys.prefix))), **rows,
+         "markdown": _markdown(sizes, here)},
     )  # fmt: skip
     return 0 if right and total <= LIMIT_MB else 1
 
@@ -121,6 +133,33 @@ def _sizes(place: Path) -> dict[str, float]:
     told = subprocess.run(["du", "-sk", *map(str, site.iterdir())], capture_output=True, text=True, check=True).stdout
     pairs = (line.split("\t") for line in told.splitlines())
     return {Path(path).name: int(size) / 1024 for size, path in pairs}
+
+
+def _cuda(place: Path) -> float:
+    """Megabytes of a default install in `place` that only CUDA needs."""
+    (site,) = place.glob("lib/python*/site-packages")
+    paths = [path for start in CUDA for path in site.glob(f"{start}*") if not path.name.endswith("-info")]
+    paths = [path for path in paths if not path.name.startswith("nvidia_")]
+    told = subprocess.run(["du", "-skc", *map(str, paths)], capture_output=True, text=True, check=True).stdout
+    return int(told.splitlines()[-1].split("\t")[0]) / 1024
+
+
+def _markdown(sizes: dict[str, float], here: dict[str, float]) -> str:
+    """A table for docs/install.md."""
+    rows = [("edge install", sum(sizes.values()))]
+    rows += [(f"of it {part}", sum(_of(sizes, starts).values())) for part, starts in PARTS.items()]
+    rows += [
+        ("default install, with what tests need", sum(here.values())),
+        ("of it for CUDA alone", _cuda(Path(sys.prefix))),
+    ]
+    return "\n".join(["| | MB |", "| --- | ---: |", *(f"| {name} | {size:.0f} |" for name, size in rows)])
+
+
+def _of(sizes: dict[str, float], starts: tuple[str, ...]) -> dict[str, float]:
+    """Folders of a part: `onnx` has neither onnxruntime's nor onnx_ir's."""
+    known = {start for each in PARTS.values() for start in each}
+    longest = {name: max((start for start in known if name.startswith(start)), key=len, default="") for name in sizes}
+    return {name: size for name, size in sizes.items() if longest[name] in starts and not name.startswith("onnx_ir")}
 
 
 if __name__ == "__main__":
