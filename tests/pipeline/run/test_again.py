@@ -66,7 +66,8 @@ WORK_OF_AN_EDGE = (
     "inspect {run}/model.onnx --json -",
     "engine {run}/model.onnx --arch sm89,orin --out {out}/engines",
     "deploy {run} --to {out}/device",
-    "validate {run}/model.onnx --against {run}/model.fp32.onnx --set validation.pictures=20 --json {out}/v.json",
+    "validate {run}/model.onnx --against {run}/model.fp32.onnx --set validation.pictures=20 --json {out}/v.json "
+    "--junit {out}/v.xml --summary-md {out}/v.md",
     "doctor --json -",
     "shards {run}/images",
 )
@@ -93,6 +94,8 @@ def test_an_edge_install_does_its_work(built: Path, tmp_path: Path) -> None:
     assert [(code, err) for code, _, err in told[: len(WORK_OF_AN_EDGE)] if code] == []
     assert {path.name for path in (tmp_path / "engines").glob("engine*")} > {"engine.tensorrt.sm87.sh", ENGINE}
     assert files(tmp_path / "device") == DEPLOYED
+    assert gates(tmp_path / "v.xml").keys() == {"synthetic_kl", "integer_coverage"}
+    assert "w4a8" in (tmp_path / "v.md").read_text()
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert verdict["synthetic"]["n"] == 20
     assert verdict["runtimes"]["onnxruntime"]["kernels"]["linears"] == {"integer": 10, "all": 10}
