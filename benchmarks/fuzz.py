@@ -106,7 +106,7 @@ TEXT = """build invert quantize sensitivity distill export engine validate repor
 inversion --teacher digits_vit deit_tiny resnet50 --bits w4a8 w1a8 w99a99 --effort quick --set inversion.images=1e9 a=b
 scheme.layers={} --out --val-data --class-map --arch sm89 sm1 none --seed -1 99999999999999999999 --method pri smi
 --images 0 --batch 0 1,2 --json --quiet --verbose --force --from invert nowhere . / --help --junit --recipe
---checkpoint model.onnx --iterations 0 --division-factor 0 65 --sparsity 1 --student teacher --scale smoke -x"""
+--checkpoint model.onnx --against --iterations 0 --division-factor 0 65 --sparsity 1 --student teacher --scale -x"""
 WORDS = [*TEXT.split(), "\0", "\udcff", "a b", ""]
 
 

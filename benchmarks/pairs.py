@@ -50,7 +50,7 @@ LATER = {
     "export": ("", "--uint8-input", "--class-map {data}/map.txt"),
     "engine": ("", "--batch 1 --precision float32", "--batch 2,4,8 --precision bfloat16", "--arch sm89,sm120"),
     "target": ("{run}", "{run}/model.onnx --teacher digits_vit --bits w4a4", "{out}/model.onnx --teacher digits_vit "
-               "--bits w4a4"),
+               "--bits w4a4", "{out}/model.onnx --against {out}/model.fp32.onnx --bits w4a4"),
     "judges": ("", "--val-data {data}/folder", "--val-data {data}/a.parquet", "--set validation.pictures=120"),
     "written": ("", "--json {run}/v.json --junit {run}/v.xml"),
 }  # fmt: skip
