@@ -25,7 +25,7 @@ from inversion.teacher import Teacher, load_teacher
 from pipeline.recipe.resolve import make_recipe
 from pipeline.record.manifest import load_finished, to_json
 from pipeline.reproduce.bench import measure_inversion
-from pipeline.run.build import build
+from pipeline.run.build import build, prepare
 from pipeline.show.display import Display
 
 PICTURES = 512
@@ -138,7 +138,7 @@ def whole_build(bits: str, place: Place) -> None:
         given = {key: value for key, value in flags.items() if value is not None}
         recipe = make_recipe(given, None, small if place.smoke else ())
         started = time.perf_counter()
-        build(recipe, Path(folder) / "run", place.device, Display(quiet=True))
+        build(prepare(recipe, Path(folder) / "run", place.device, Display(quiet=True)))
         seconds = time.perf_counter() - started
         found = load_finished(Path(folder) / "run")
         place.write(f"{name}_{bits}_{recipe.effort}_gpu", {

@@ -26,7 +26,7 @@ from calib.layers import layer_bits, quantized_layers
 from calib.parallel import ALONE, Workers, agreed_fidelity, part_of
 from calib.quantizer import RangeQuantizer, bounds_of
 from calib.scheme import ATTENTION_BITS, FLOAT_BITS, QuantScheme, integer_range
-from calib.settings import AUTO, FISHER, RANGE_METHODS, Calibration
+from calib.settings import AUTO, FISHER, RANGE_METHODS, SEARCH_IMAGES, Calibration, tried_shares
 from calib.views import Views
 from inversion.errors import InputError
 from inversion.plainvit import PlainViT
@@ -35,11 +35,6 @@ from inversion.progress import Progress, quiet
 Quantizers = dict[str, TensorQuantizer]
 
 PERCENTILE = 99.99
-SHARE_STEP = 0.84
-"""From one share of the widest range that is tried to the next."""
-SMALLEST_SHARE, SMALLEST_SHARE_BELOW_8 = 0.25, 0.05
-SEARCH_IMAGES = 16
-"""Of each group of views: enough to rank ranges, since the same images see every candidate."""
 SMALLEST_RANGE = 1e-30
 """Inputs that are all but 0 would get a step below float32's normal numbers, and be divided by 0."""
 
@@ -162,9 +157,7 @@ def fisher_ranges(
 
 
 def _shares(bounds: tuple[int, int]) -> list[float]:
-    """Of the widest range, those that are tried: fewer integers want far narrower ones."""
-    smallest = SMALLEST_SHARE if bounds == integer_range(8) else SMALLEST_SHARE_BELOW_8
-    return [SHARE_STEP**power for power in range(1 + math.floor(math.log(smallest) / math.log(SHARE_STEP) + 1e-9))]
+    return tried_shares(bounds == integer_range(8))
 
 
 def _answer_errors(inputs: Tensor, gradients: Tensor, widest: Tensor, bounds: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -17,8 +18,18 @@ RANGE_METHODS = tuple(name for name in get_args(RangeMethod) if name != AUTO)
 JUDGES = 48
 """Dead leaves that nothing learns from, numbered behind those of calibration: they choose what `auto` and training
 keep."""
+SEARCH_IMAGES = 16
+"""Of each group of views, from which `fisher` takes ranges: enough to rank them, since the same images see every one
+that is tried."""
+SHARE_STEP, SMALLEST_SHARE, SMALLEST_SHARE_BELOW_8 = 0.84, 0.25, 0.05
 View = Literal["mosaic", "sparse", "leaves", "mixed"]
 VIEWS = get_args(View)
+
+
+def tried_shares(eight_bits: bool) -> list[float]:
+    """Of the widest range, those that are tried: fewer integers want far narrower ones."""
+    smallest = SMALLEST_SHARE if eight_bits else SMALLEST_SHARE_BELOW_8
+    return [SHARE_STEP**power for power in range(1 + math.floor(math.log(smallest) / math.log(SHARE_STEP) + 1e-9))]
 
 
 @checked("basis")

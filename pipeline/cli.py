@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion.errors import PatchRebirthError
-from pipeline.verbs.build import build
+from pipeline.verbs.build import BuildCommand, build
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
 from pipeline.verbs.scale import plan, shards
 from pipeline.verbs.show import deploy, doctor, gallery, inspect, report
@@ -56,7 +56,7 @@ VERBS = (
     reproduce, plan, doctor,
 )  # fmt: skip
 for verb in VERBS:
-    app.command()(verb)
+    app.command(cls=BuildCommand if verb is build else None)(verb)
 
 
 def main() -> None:

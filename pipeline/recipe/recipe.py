@@ -11,8 +11,9 @@ from calib.scheme import QuantScheme
 from calib.settings import Basis, Calibration, Distillation, Rounding, Training
 from export.edge.profile import BATCHES, PRECISION, Precision, require_batches
 from export.edge.registry import BackendName, Provider
-from inversion.checked import Amount, Flag, Seed, Share, checked
+from inversion.checked import Amount, Flag, Percent, Seed, Share, checked
 from inversion.config import GivenInput
+from inversion.errors import InputError
 from inversion.job import Inversion
 
 Effort = Literal["quick", "standard", "paper"]
@@ -57,29 +58,36 @@ class Validation:
     passes by the bound of its 95% interval: it must be sure that the limit holds.
 
     `pictures` dead leaves (`inversion.leaves`) that nothing learned from judge, beside held-out mosaics.
-    `max_kl` bounds KL(teacher || ONNX) in nats on them; `min_agreement` (share) and `max_drop` (points of top-1) bound
-    what real pictures show where there are some. `min_integer_coverage` is the least share of quantized products that
-    a runtime must compute with integers. `max_latency_ratio`, to the float model at batches 1 and 8, is no gate unless
-    it is given: a busy machine misses it. `max_engine_ratio`, where an engine runs on its GPU, is to the FP16 engine of
-    the float model: at no batch of the profile may it surely take a larger share of the time. `provider` is ONNX
-    Runtime's: cpu, cuda, tensorrt or tensorrt_rtx.
+    `max_kl` bounds KL(teacher || ONNX) in nats on them; `min_agreement` and `max_drop` (of top-1), both in percent
+    points, bound what real pictures show where there are some. `min_integer_coverage` is the least share of quantized
+    products that a runtime must compute with integers. `max_latency_ratio`, to the float model at batches 1 and 8, is
+    no gate unless it is given: a busy machine misses it. `max_engine_ratio`, where an engine runs on its GPU, is to the
+    FP16 engine of the float model: at no batch of the profile may it surely take a larger share of the time. `provider`
+    is ONNX Runtime's: cpu, cuda, tensorrt or tensorrt_rtx.
     """
 
     pictures: Annotated[int, Field(strict=True, ge=2, le=100_000)] = 400
     max_kl: Amount | None = None
-    min_agreement: Share | None = None
-    max_drop: Annotated[float, Field(strict=True, ge=0, le=100)] | None = None
+    min_agreement: Percent | None = None
+    max_drop: Percent | None = None
     min_integer_coverage: Share = 1.0
     max_latency_ratio: Amount | None = None
     max_engine_ratio: Amount = 1.0
     provider: Provider = "cpu"
 
+    def __post_init__(self) -> None:
+        if self.min_agreement and self.min_agreement <= 1:
+            raise InputError(
+                f"validation.min_agreement {self.min_agreement:g} is a share: it is in percent points now, "
+                f"write {100 * self.min_agreement:g}."
+            )
+
     def limits(self, scheme: QuantScheme) -> dict[str, float | None]:
         """A little worse than what the records say of DeiT-Tiny; with activations below 8 bits, far worse than w4a8."""
         if scheme.activation_bits < 8:
-            defaults = (1.5, 0.65, 15.0)
+            defaults = (1.5, 65.0, 15.0)
         else:
-            defaults = (0.1, 0.94, 3.0) if scheme.weight_bits >= 8 else (0.2, 0.85, 6.0)
+            defaults = (0.1, 94.0, 3.0) if scheme.weight_bits >= 8 else (0.2, 85.0, 6.0)
         given = (self.max_kl, self.min_agreement, self.max_drop)
         names = ("max_kl", "min_agreement", "max_drop")
         chosen = {n: d if g is None else g for n, d, g in zip(names, defaults, given, strict=True)}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -115,6 +116,15 @@ def inversion_of(teacher: str) -> Layer:
 def preset(name: str) -> Layer:
     """What a preset says otherwise than the defaults; its header says what it costs and gives."""
     return tomllib.loads(files("pipeline.recipe").joinpath("presets", f"{name}.toml").read_text())
+
+
+def header(name: str) -> list[str]:
+    """The lines above a preset's values: images and iterations, cost, result, command."""
+    lines = files("pipeline.recipe").joinpath("presets", f"{name}.toml").read_text().splitlines()
+    return [
+        line.removeprefix("#").removeprefix(" ").rstrip()
+        for line in takewhile(lambda line: line.startswith("#"), lines)
+    ]
 
 
 def _require_read(layer: Collection[str], verb: str, read: Collection[str]) -> None:

@@ -1,5 +1,6 @@
 """Gates: what must hold of a run. A rate or mean is held to the bound of its 95% interval, so that few pictures prove
-little.
+little. Agreement, top-1 and its drop are percent points in a gate, value and limit; KL is in nats, the rest are shares,
+ratios and counts.
 
 How to add a gate:
 
@@ -101,7 +102,7 @@ def real_fidelity(measured: Measured, limits: Limits) -> Iterator[Gate]:
             continue
         suffix = "" if name == ONNX else f"_{name.replace(' ', '_')}"
         assert one.top1_drop_interval is not None  # labels were given
-        yield from at_least(f"real_agreement{suffix}", one.agreement_interval[0], limits["min_agreement"])
+        yield from at_least(f"real_agreement{suffix}", 100 * one.agreement_interval[0], limits["min_agreement"])
         yield from at_most(f"real_top1_drop{suffix}", 100 * one.top1_drop_interval[1], limits["max_drop"])
 
 
@@ -117,8 +118,8 @@ def teacher_gates(one: Comparison) -> Iterator[Gate]:
     assert one.teacher_top1_interval is not None
     assert one.chance is not None
     low, high = one.teacher_top1_interval
-    yield Gate("teacher_top1_above_chance", low, one.chance, low > one.chance)
-    yield from at_least("teacher_top1_for_its_confidence", high, SURE * one.teacher_confidence)
+    yield Gate("teacher_top1_above_chance", 100 * low, 100 * one.chance, low > one.chance)
+    yield from at_least("teacher_top1_for_its_confidence", 100 * high, 100 * SURE * one.teacher_confidence)
 
 
 def integer_coverage(measured: Measured, limits: Limits) -> Iterator[Gate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,15 @@ def enter(folder: Path) -> None:
     except OSError as error:
         raise _not_writable(folder, error) from error
     require_no_way_out(folder)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises `InputError` where `folder` could not be made or written; makes nothing."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not nearest.is_dir():
+        raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _not_writable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def require_no_way_out(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from inversion.teacher import Teacher
 
 MANIFEST = "manifest.json"
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
+"""Of schema 1, gates counted agreement and top-1 as shares."""
+JUDGE = "validate"
+"""The stage that comes to the verdict."""
 JSON_SCHEMA = Path(__file__).with_name("manifest.schema.json")
 
 Facts = Mapping[str, object]
@@ -91,7 +95,7 @@ class TeacherRecord:
 class Manifest:
     """A run. `validation` is None until it has come to its verdict."""
 
-    schema: Literal[1] = SCHEMA
+    schema: Literal[2] = SCHEMA
     recipe: Facts
     teacher: TeacherRecord
     versions: dict[str, str | None]
@@ -160,7 +164,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def _read(content: bytes) -> tuple[Manifest, str]:
     """The manifest, and what is wrong with its verdict. Raises `ValidationError` where more is wrong."""
-    reader = _adapter(Manifest)
+    reader, content = _adapter(Manifest), _lifted(content)
     try:
         return reader.validate_json(content, strict=True), ""
     except ValidationError as error:
@@ -169,6 +173,27 @@ def _read(content: bytes) -> tuple[Manifest, str]:
             raise
         rest = {**json.loads(content), "validation": None}
         return reader.validate_json(json.dumps(rest), strict=True), _sentence(error)
+
+
+def _lifted(content: bytes) -> bytes:
+    """Of schema 1, which counted agreement as a share: as this schema has it, without its verdict, which is found
+    again from the same files. Anything else stays as it is."""
+    with suppress(ValueError, RecursionError):
+        whole = json.loads(content)
+        if isinstance(whole, dict) and whole.get("schema") == 1 and isinstance(whole.get("stages"), list):
+            stages = [each for each in whole["stages"] if not (isinstance(each, dict) and each.get("name") == JUDGE)]
+            return json.dumps({**_in_points(whole), "schema": SCHEMA, "stages": stages, "validation": None}).encode()
+    return content
+
+
+def _in_points(whole: dict[str, Any]) -> dict[str, Any]:
+    """With the limit of agreement, where its recipe sets one, in percent points."""
+    recipe = whole.get("recipe")
+    limits = recipe.get("validation") if isinstance(recipe, dict) else None
+    share = limits.get("min_agreement") if isinstance(limits, dict) else None
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        return whole
+    return {**whole, "recipe": {**recipe, "validation": {**limits, "min_agreement": 100 * share}}}
 
 
 def write_manifest(manifest: Manifest) -> bytes:

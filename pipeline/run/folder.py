@@ -123,8 +123,7 @@ class RunFolder:
         return sorted(set(self.path.glob(pattern)) - made)
 
     def _intact(self, output: Output) -> bool:
-        path = self.path / output.path
-        return path.is_file() and path.stat().st_size == output.bytes and file_sha256(path) == output.sha256
+        return is_intact(self.path, output)
 
     def _describe(self, path: Path) -> Output:
         return Output(path.relative_to(self.path).as_posix(), file_sha256(path), path.stat().st_size)
@@ -132,6 +131,12 @@ class RunFolder:
     def _write(self, manifest: Manifest) -> None:
         publish(self.path / MANIFEST, write_manifest(manifest))
         self._manifest = manifest
+
+
+def is_intact(folder: Path, output: Output) -> bool:
+    """Whether `output` still lies in `folder` as its stage made it."""
+    path = folder / output.path
+    return path.is_file() and path.stat().st_size == output.bytes and file_sha256(path) == output.sha256
 
 
 def stage_digest(name: str, inputs: Facts) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.recipe.recipe import Recipe
 from pipeline.record.manifest import Facts
 from pipeline.run.job import Job
+from pipeline.run.pace import Pace
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Stage(ABC):
 
     def check(self, job: Job) -> None:  # noqa: B027
         """Refuse what this job cannot do, before any work."""
+
+    @abstractmethod
+    def cost(self, job: Job, pace: Pace) -> float:
+        """Seconds that it is expected to take, by what `pace` measures of this machine."""
 
     @abstractmethod
     def run(self, job: Job) -> StageResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
@@ -15,17 +15,20 @@ from export.edge.kernels import sentences
 from inversion.progress import Progress
 from pipeline.record.manifest import Manifest, StageRecord
 from pipeline.record.proof import ExecutedEngine, Fidelity, Runtimes
+from pipeline.show.itinerary import Itinerary, duration
 
 MEANT = {"basis": "rounding error", "inversion": "loss"}
 """What the value of a progress is, where it is no KL."""
 
 
 class Display:
-    """Progress goes to stderr, results to stdout; `quiet` drops progress, `verbose` adds the lines of `run.log`."""
+    """Progress goes to stderr, results to stdout; `quiet` drops progress, `verbose` adds the lines of `run.log`;
+    where stdout is a program's, results go to stderr."""
 
-    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        self.out, self.verbose = Console(), verbose
+    def __init__(self, quiet: bool = False, verbose: bool = False, results_to_stderr: bool = False) -> None:
+        self.out, self.verbose = Console(stderr=results_to_stderr), verbose
         self.progress_console = Console(stderr=True, quiet=quiet)
+        self.itinerary: Itinerary | None = None
 
     def say(self, text: str) -> None:
         self.progress_console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -37,6 +40,20 @@ class Display:
     def log(self, line: str) -> None:
         if self.verbose:
             self.say(line)
+
+    def follow(self, expected: Mapping[str, float]) -> None:
+        """Say from here on which of these stages runs, and how long it is to the end of all: each is expected to take
+        so many seconds."""
+        self.itinerary = Itinerary(expected)
+
+    def begins(self, stage: str) -> None:
+        """A stage begins to work."""
+        if self.itinerary:
+            self.itinerary.begin(stage)
+            self.say(f"{self.itinerary.place}: {stage}{self._to_the_end()}")
+
+    def _to_the_end(self) -> str:
+        return f"; {duration(self.itinerary.left)} to the end" if self.itinerary and self.itinerary.begun else ""
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -64,11 +81,11 @@ class Display:
             return
         columns = (
             TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
+            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}{task.fields[whole]}"),
         )  # fmt: skip
         with Bars(*columns, console=self.progress_console) as bars:
-            task = bars.add_task(title, total=total, remark="")
-            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
+            task = bars.add_task(title, total=total, remark="", whole="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark, whole=self._to_the_end())
 
     def _lines(self, title: str, total: int) -> Callable[[int, str], None]:
         reached = 0
@@ -78,7 +95,7 @@ class Display:
             quarter = done * 4 // max(total, 1)
             if quarter > reached:
                 reached = quarter
-                self.say(f"  {title}: {done}/{total}{f', {remark}' if remark else ''}")
+                self.say(f"  {title}: {done}/{total}{f', {remark}' if remark else ''}{self._to_the_end()}")
 
         return advance
 
@@ -102,6 +119,11 @@ class Display:
         for line in engine_lines(verdict.runtimes):
             self._line(line)
         for line in kernel_lines(verdict.runtimes):
+            self._line(line)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """A result that is text."""
+        for line in lines:
             self._line(line)
 
     def table(self, table: Table) -> None:

@@ -14,37 +14,56 @@ from inversion.shards import Part
 
 Teacher = Annotated[str | None, typer.Option(help="deit_tiny|small|base, digits_vit, or any timm plain-ViT name.")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="The teacher's weights: safetensors, a trainer's .pth, or a folder with one.")
+    Path | None,
+    typer.Option(help="Weights: safetensors, a trainer's .pth, or a folder with one; timm's pretrained by default."),
 ]
 CheckpointKey = Annotated[
-    str | None, typer.Option(help="Which weights, where the checkpoint holds several, as in model_ema.")
+    str | None,
+    typer.Option(help="Which weights, where the checkpoint holds several, as in model_ema; none by default."),
 ]
-Mean = Annotated[str | None, typer.Option(help="Of the teacher's pixels in 0..1, as in 0.5,0.5,0.5.")]
-Std = Annotated[str | None, typer.Option(help="The same.")]
-Crop = Annotated[float | None, typer.Option(help="Share of the resized picture's side that is kept.")]
-Interpolation = Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos.")]
+Mean = Annotated[str | None, typer.Option(help="Of the pixels in 0..1, as in 0.5,0.5,0.5; the teacher's by default.")]
+Std = Annotated[str | None, typer.Option(help="The same, the teacher's by default.")]
+Crop = Annotated[
+    float | None, typer.Option(help="Share of the resized picture's side that is kept; the teacher's by default.")
+]
+Interpolation = Annotated[str | None, typer.Option(help="bicubic, bilinear or lanczos; the teacher's by default.")]
 Bits = Annotated[str | None, typer.Option(help="w4a8, w8a8, w8a16, ...: bits of weights and of activations.")]
 Effort = Annotated[str | None, typer.Option(help="quick, standard (the default) or paper.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="One value, as in inversion.iterations=500.")]
-ValData = Annotated[Path | None, typer.Option(help="Real pictures that judge: a folder a class, or Parquet files.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="TOML file with any value of the recipe; none by default.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One value, as in inversion.iterations=500; docs/recipe.md has the defaults."),
+]
+ValData = Annotated[
+    Path | None,
+    typer.Option(help="Real pictures that judge: a folder a class, or Parquet files; none by default."),
+]
 ImageColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: image or img by default.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Of a Parquet file: label or labels by default.")]
 Threads = Annotated[int | None, typer.Option(help="Of the CPU: same number, same bytes; torch's own by default.")]
-ClassMap = Annotated[Path | None, typer.Option(help="File with one folder name a line, in class order.")]
-Arch = Annotated[str | None, typer.Option(help="GPU architectures, as in sm86,sm89,orin; none builds no engine.")]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(help="File with one folder name a line, in class order; by default folders are in their own."),
+]
+Arch = Annotated[
+    str | None, typer.Option(help="GPU architectures, as in sm86,sm89,orin; sm89 by default, none builds no engine.")
+]
 Method = Annotated[str | None, typer.Option(help="dmi, smi or pri; pri by default.")]
 DivisionFactor = Annotated[int | None, typer.Option(help="v of PRI: sparse images per trajectory.")]
 Sparsity = Annotated[int | None, typer.Option(help="Of SMI: 50, 76 or 86.")]
 Iterations = Annotated[int | None, typer.Option(help="T, updates per trajectory.")]
 TvWeight = Annotated[float | None, typer.Option(help="Lambda of Eq. 1: 1e-2 by default; the paper's is 1e-4.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same machine: the same bytes; 0 by default.")]
 Device = Annotated[str, typer.Option(help="Where everything runs but ONNX Runtime: auto, cpu, cuda or cuda:1.")]
 Ray = Annotated[
-    str | None, typer.Option(help="A Ray cluster that works too: auto, HOST:PORT, or local for one on this machine.")
+    str | None,
+    typer.Option(help="A Ray cluster that works too: auto, HOST:PORT, or local for one here; none by default."),
 ]
 RayWorkers = Annotated[
-    int | None, typer.Option(help="How many of the cluster quantize together; a GPU each, or 1 without GPUs.")
+    int | None,
+    typer.Option(help="How many of the cluster quantize together; a GPU each by default, 1 without GPUs."),
 ]
 Uint8Input = Annotated[bool | None, typer.Option("--uint8-input", help="The ONNX takes bytes [batch, H, W, C].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="The lines of run.log, too.")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -47,8 +46,8 @@ from pipeline.verbs.options import (
     parse_archs,
     parse_batches,
     part_of,
-    require_place,
 )
+from pipeline.verbs.outcome import Json, Junit, Outcome, SummaryMd
 
 
 def invert(
@@ -250,8 +249,9 @@ def validate(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     keep: Annotated[bool, typer.Option("--keep", help="These pictures and gates become the run's own.")] = False,
-    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="The gates as JUnit XML; a run folder has its own too.")] = None,
+    json: Json = None,
+    junit: Junit = None,
+    summary_md: SummaryMd = None,
     device: Device = "auto",
     recipe: RecipeFile = None,
     overrides: Overrides = None,
@@ -262,9 +262,7 @@ def validate(
     On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
     --bits chooses the default gates of an ONNX file, w8a8 where it is left out.
     """
-    for path, flag in ((json, "--json"), (junit, "--junit")):
-        if path:
-            require_place(path, flag)
+    outcome = Outcome(json, junit, summary_md)
     if not target.exists():
         raise InputError(f"{str(target)!r} does not exist: give a run folder, or a model.onnx with its --teacher.")
     if target.is_file() and keep:
@@ -285,24 +283,18 @@ def validate(
 
     from pipeline.recipe.resolve import make_recipe
 
-    stale = [path for path in (json, junit) if path]
     chosen = make_recipe({**named, **pictures}, recipe, overrides or (), "validate") if target.is_file() else None
 
     from inversion.machine import choose_device
     from pipeline.recipe.recipe import PictureSource
-    from pipeline.record.manifest import to_json
     from pipeline.run.judging import validate_file, validate_run
     from pipeline.show.display import Display
-    from pipeline.show.report import write_junit
 
-    display, place = Display(quiet), choose_device(device)
+    display, place = Display(quiet, results_to_stderr=outcome.on_stdout), choose_device(device)
     if chosen:
-        manifest = validate_file(chosen, target, place, display, stale)
+        manifest = validate_file(chosen, target, place, display, outcome.stale)
     else:
-        manifest = validate_run(target, PictureSource(**pictures), overrides or (), place, display, keep, stale)
-    if json:
-        json.write_text(dumps(to_json(manifest.verdict), indent=2) + "\n")
-    if junit:
-        write_junit(manifest, junit)
-    display.results(manifest)
+        source = PictureSource(**pictures)
+        manifest = validate_run(target, source, overrides or (), place, display, keep, outcome.stale)
+    outcome.write(manifest, display, None if chosen else target)
     raise typer.Exit(0 if manifest.verdict.passed else 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,23 @@ from export.graph import export_float, export_quantized
 from export.pixels import from_pixels, to_pixels
 from export.qdq import qdq_module
 from inversion.teacher import InputSpec
-from tests.small import SPEC, small_vit
+from tests.small import SPEC, Quantized, small_vit
 
+Make = Callable[..., Quantized]
 RGB = InputSpec((8, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.9, 10)
+
+
+@pytest.fixture(scope="module")
+def of_bytes(quantized: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The files of `quantized` that take bytes, by bits, each exported once."""
+
+    @cache
+    def make(bits: str) -> Path:
+        made, path = quantized(bits), tmp_path_factory.mktemp("bytes") / f"{bits}.onnx"
+        export_quantized(qdq_module(made.model, made.weights), SPEC, path, {}, uint8_input=True)
+        return path
+
+    return make
 
 
 def test_bytes_come_back_as_they_were() -> None:
@@ -37,12 +53,11 @@ def test_beyond_the_range_of_bytes_is_cut() -> None:
     assert to_pixels(images, RGB).unique().tolist() == [0, 255]
 
 
-def test_a_graph_of_bytes_is_the_graph_of_floats(quantized, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_graph_of_bytes_is_the_graph_of_floats(quantized: Make, of_bytes: Callable[[str], Path]) -> None:
     """Same logits, same names, same integers; the input alone is uint8 [batch, H, W, C]."""
-    made = quantized("w8a8")
-    export_quantized(qdq_module(made.model, made.weights), SPEC, tmp_path / "m.onnx", {}, uint8_input=True)
+    made, path = quantized("w8a8"), of_bytes("w8a8")
     pixels = to_pixels(made.images, SPEC)
-    with open_runtime(tmp_path / "m.onnx") as runtime:
+    with open_runtime(path) as runtime:
         assert runtime.inputs == {"input": (None, 32, 32, 1)}
         assert runtime.dtypes == {"input": np.uint8}
         found = runtime.run({"input": pixels.numpy()})["logits"]
@@ -50,17 +65,18 @@ def test_a_graph_of_bytes_is_the_graph_of_floats(quantized, tmp_path: Path) -> N
         wanted = runtime.run({"input": from_pixels(pixels, SPEC).numpy()})["logits"]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     ours, theirs = ({tensor.name for tensor in onnx.load(path).graph.initializer} for path in
-                    (tmp_path / "m.onnx", made.path))  # fmt: skip
+                    (path, made.path))  # fmt: skip
     assert theirs <= ours
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
-def test_an_engine_is_built_from_a_graph_of_bytes(quantized, bits: str, precision: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_engine_is_built_from_a_graph_of_bytes(
+    quantized: Make, of_bytes: Callable[[str], Path], bits: str, precision: str, tmp_path: Path
+) -> None:
     """TensorRT takes bytes; its graph answers as the model of floats does, and the engine's input is uint8."""
     made = quantized(bits)
-    export_quantized(qdq_module(made.model, made.weights), SPEC, tmp_path / "m.onnx", {}, uint8_input=True)
-    ((_, engine),) = build_engines(tmp_path / "m.onnx", tmp_path, ["sm89"], "tensorrt_rtx", precision, (1, 2, 4))
+    ((_, engine),) = build_engines(of_bytes(bits), tmp_path, ["sm89"], "tensorrt_rtx", precision, (1, 2, 4))
     (given,) = engine.inputs
     assert (given.dtype, given.min, given.max) == ("uint8", (1, 32, 32, 1), (4, 32, 32, 1))
     assert engine.kernels["share"] == 1

@@ -1,5 +1,6 @@
 """The sparse forward is timm's own, on any subset of the patches; importance is timm's own attention."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -210,3 +211,20 @@ def test_importance_leaves_no_trace() -> None:
     assert not importance(model, patches.requires_grad_(), kept).requires_grad
     assert [block.attn.fused_attn for block in model.blocks] == fused
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 16])
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_bfloat16_tokens_do_not_depend_on_what_lay_in_memory(patch: int, count: int) -> None:
+    """They are float32's but for rounding. On CPUs with AVX10 and AMX, oneDNN's convolution read beyond patches that
+    lay one above the other."""
+    model = vit(patch_size=patch, img_size=4 * patch)
+    patches = torch.randn(4, count, patch * patch)
+    kept = torch.arange(count).expand(4, -1)
+    wanted = embed(model, patches, kept)
+    half = copy.deepcopy(model).bfloat16()
+    for filling in (1e30, torch.nan):
+        for size in range(10, 21):
+            torch.full((2**size,), filling)
+        found = embed(half, patches.bfloat16(), kept)
+        torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))

@@ -56,7 +56,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("classes.txt").write_text("".join(f"animal{number}\n" for number in range(10)))
     Path("in_the_way").write_text("a file")
     Path("not.onnx").write_bytes(b"not a model" * 9)
-    Path("broken_run/manifest.json").write_text('{"schema": 1, "stages": []}')
+    Path("broken_run/manifest.json").write_text('{"schema": 2, "stages": []}')
     Path("wrong.toml").write_text("teacher = ")
     yield tmp_path
     torch.set_num_threads(threads)
@@ -85,7 +85,10 @@ REFUSALS = [
     (f"{BUILD} --set engine.backend=onnx", "unknown engine.backend 'onnx'"),
     (f"{BUILD} --effort huge", "unknown effort 'huge': take one of quick, standard, paper"),
     (f"{BUILD} --from nowhere", "unknown stage 'nowhere' in --from: take one of invert"),
-    (f"{BUILD} --force --from invert", "--force"),
+    (f"{BUILD} --dry-run --junit j.xml", "--dry-run comes to no verdict"),
+    (f"{BUILD} --json nowhere/j.json", "--json 'nowhere/j.json' is no file"),
+    (f"{BUILD} --summary-md empty", "--summary-md 'empty' is no file"),
+    (f"{BUILD} --dry-run --out in_the_way", "run folder 'in_the_way' is not writable"),
     (f"{BUILD} --set inversion.imags=3", "unknown recipe key 'inversion.imags'"),
     (f"{BUILD} --set more", "override 'more' is not understood"),
     (f"{BUILD} --recipe no.toml", "recipe 'no.toml' cannot be read"),
@@ -99,10 +102,10 @@ REFUSALS = [
     ("engine no.onnx --out engines", "'no.onnx' does not exist"),
     ("engine not.onnx --arch none --out engines", "--arch none names no architecture"),
     ("engine not.onnx --out in_the_way", "'in_the_way' cannot be used (File exists)"),
-    ("validate empty", "'empty' holds no manifest.json of schema 1"),
-    ("validate broken_run", "'broken_run' holds no manifest.json of schema 1"),
-    ("report empty", "'empty' holds no manifest.json of schema 1"),
-    ("report broken_run", "'broken_run' holds no manifest.json of schema 1"),
+    ("validate empty", "'empty' holds no manifest.json of schema 2"),
+    ("validate broken_run", "'broken_run' holds no manifest.json of schema 2"),
+    ("report empty", "'empty' holds no manifest.json of schema 2"),
+    ("report broken_run", "'broken_run' holds no manifest.json of schema 2"),
     ("invert --teacher digits_vit --method gan --out images", "unknown inversion.method 'gan'"),
     ("invert --teacher digits_vit --out in_the_way", "run folder 'in_the_way' is not writable"),
     ("invert --teacher digits_vit --out images --shard 4", "--shard '4' is no part of a job: write 0/4"),

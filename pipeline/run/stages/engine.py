@@ -13,10 +13,15 @@ from pipeline.record import proof as record
 from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import Job
+from pipeline.run.pace import Pace
 from pipeline.run.stage import Stage, StageResult
 
 RECORDED = [field.name for field in dataclasses.fields(record.Engine) if field.name != "path"]
 """What the manifest keeps of an engine's sidecar."""
+
+
+ENGINE_BLOCK = 5e4
+"""What a block takes in a graph or an engine, in calls of torch (`Pace.call`)."""
 
 
 class Engine(Stage):
@@ -31,6 +36,13 @@ class Engine(Stage):
 
     def check_recipe(self, recipe: Recipe) -> None:
         choose_backend(recipe.engine.backend, recipe.engine.arch)
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        """The graph, and an engine for each architecture."""
+        if job.backend is None:
+            return 0.0
+        blocks = len(job.teacher.model.blocks)
+        return (1 + len(job.recipe.engine.arch)) * ENGINE_BLOCK * blocks * pace.call
 
     def run(self, job: Job) -> StageResult:
         folder, engine = job.places.folder, job.recipe.engine

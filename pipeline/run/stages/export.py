@@ -15,10 +15,15 @@ from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.folder import file_sha256
 from pipeline.run.job import Job
+from pipeline.run.pace import Pace
 from pipeline.run.preflight import require_same_teacher
 from pipeline.run.stage import Stage, StageResult
 
 OUTPUT = {"name": "logits", "dtype": "float32", "rule": "a number a class, in class order; softmax is not applied"}
+
+
+EXPORT, EXPORT_BLOCK = 2e6, 4e5
+"""What the exporter takes, and what more for a block, in calls of torch (`Pace.call`)."""
 
 
 class Export(Stage):
@@ -37,6 +42,10 @@ class Export(Stage):
             "labels": job.labels,
             **reads.settings(job.recipe, "export"),
         }
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        """Tracing both models, block by block: Python's work, whatever their widths; and writing them."""
+        return (EXPORT + EXPORT_BLOCK * len(job.teacher.model.blocks)) * pace.call
 
     def run(self, job: Job) -> StageResult:
         quantized, folder, uint8_input = job.places.quantized, job.places.folder, job.recipe.export.uint8_input

@@ -10,10 +10,10 @@ from inversion.confidence import confidence_between, confidence_by_stage, target
 from inversion.errors import InputError
 from inversion.folder import remove_others
 from inversion.images import SparseImages, join
-from inversion.inverter import invert_into, plan, settle
+from inversion.inverter import Inverter, invert_into, plan, settle
 from inversion.job import AUTO_BATCH, Inversion
 from inversion.machine import require_memory
-from inversion.shards import JOB, PROGRESS, Part
+from inversion.shards import JOB, PROGRESS, Part, shard_path
 from inversion.teacher import Teacher
 from inversion.tensorfile import read_metadata
 from pipeline.cluster.inverting import invert_into as cluster_invert_into
@@ -21,6 +21,7 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.record.manifest import Facts, warnings_in
 from pipeline.run import reads
 from pipeline.run.job import Job
+from pipeline.run.pace import Pace
 from pipeline.run.stage import Stage, StageResult
 from pipeline.show.display import Display
 from pipeline.show.page.album import shown_of
@@ -33,7 +34,7 @@ class Invert(Stage):
     """Teacher -> `images/shard-*.safetensors`, and what their re-birth looked like."""
 
     name = "invert"
-    version = 3
+    version = 4
     libraries = ("torch", "timm")
     unfinished = ("images/*.safetensors", f"images/{JOB}")
 
@@ -55,6 +56,21 @@ class Invert(Stage):
             raise InputError("--ray needs the same shards on every machine: give --batch as a number, not auto.")
         device = job.teacher.device
         require_memory(job.teacher.model, settle(job.teacher, job.recipe.inversion), device)
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        """Shards that are there already cost nothing; a cluster makes as many at once as it has room for."""
+        inversion = settle(job.teacher, job.recipe.inversion)
+        left, shards = self._missing(job, inversion), inversion.shards()
+        at_once = min(len(left), job.cluster.slots(job.recipe.threads)) if job.cluster else 1
+        trajectories = sum(len(shards[number]) for number in left)
+        seconds = trajectories * pace.trajectory(inversion) / max(at_once, 1) if left else 0.0
+        return seconds + inversion.trajectories * inversion.images_per_trajectory * pace.forward
+
+    def _missing(self, job: Job, inversion: Inversion) -> list[int]:
+        """Numbers of the shards that are still to be made."""
+        inverter = Inverter(job.teacher, inversion)
+        paths = ((number, shard_path(job.places.images, number)) for number in range(len(inversion.shards())))
+        return [number for number, path in paths if not inverter.made(path, number)]
 
     def run(self, job: Job) -> StageResult:
         paths = self._paths(job)

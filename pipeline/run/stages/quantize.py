@@ -6,14 +6,19 @@ import dataclasses
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from calib.fidelity import Fidelity
+from calib.gptq import STRIP, block_linears
 from calib.layers import require_layers
 from calib.memory import require_quantizing_memory
+from calib.saliency import GROUPS
+from calib.settings import AUTO, FISHER, JUDGES, RANGE_METHODS, SEARCH_IMAGES, tried_shares
 from inversion.images import load_images, require_images_of
 from pipeline.cluster.quantizing import Work
 from pipeline.cluster.quantizing import quantize as cluster_quantize
+from pipeline.recipe.recipe import Recipe
 from pipeline.record.manifest import Facts
 from pipeline.run import reads
 from pipeline.run.job import TRAINING, Job
+from pipeline.run.pace import Pace, rounding_flops
 from pipeline.run.stage import Stage, StageResult
 
 if TYPE_CHECKING:
@@ -34,11 +39,19 @@ class Described(TypedDict):
     history: list[dict[str, float]]
 
 
+LOADING = 2.5e6
+"""What loading ModelOpt takes, and copying the teacher, in calls of torch (`Pace.call`)."""
+QUANTIZED_FORWARD = 1.5
+"""A picture through the model with quantizers, over the teacher's own time."""
+FORWARDS_OF_ROUNDING = 4
+"""Passes over a picture: one to the first block, and of each block a part before each of its four linears."""
+
+
 class Quantize(Stage):
     """Shards -> `quantized.safetensors`."""
 
     name = "quantize"
-    version = 6
+    version = 7
     libraries = ("torch", "timm", "modelopt")
     unfinished = (TRAINING,)
 
@@ -59,6 +72,17 @@ class Quantize(Stage):
             return
         recipe = job.recipe
         require_quantizing_memory(job.teacher.model, recipe.calibration, recipe.rounding, recipe.training)
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        """Several workers of a cluster share the images: of the time, all but the basis."""
+        recipe, updates = job.recipe, 0
+        basis = 0.0
+        if recipe.basis.method == "learned":
+            basis, updates = pace.basis_update(recipe.quant_scheme()), recipe.basis.updates
+        pictures = (recipe.calibration.leaves + JUDGES) * pace.leaf
+        team = job.cluster.team(recipe.threads) if job.cluster else 1
+        shared = _range_seconds(job, pace) + _rounding_seconds(job, pace) + _training_seconds(job, pace)
+        return LOADING * pace.call + pictures + updates * basis + shared / team
 
     def run(self, job: Job) -> StageResult:
         recipe, places = job.recipe, job.places
@@ -83,6 +107,59 @@ class Quantize(Stage):
         for sentence in basis.get("left_out", ()) if isinstance(basis, dict) else ():
             job.display.say(sentence)
         job.places.training.unlink(missing_ok=True)
+
+
+def shown(recipe: Recipe, kind: str) -> int:
+    """How many images `calib.views.make_views` makes of that kind."""
+    inversion, leaves = recipe.inversion, recipe.calibration.leaves
+    every = max(2, min(round(1 / recipe.calibration.held_out), inversion.trajectories))
+    mosaics = inversion.trajectories - inversion.trajectories // every
+    return {
+        "sparse": mosaics * inversion.images_per_trajectory, "mosaic": mosaics, "leaves": leaves,
+        "mixed": mosaics + leaves,
+    }[kind]  # fmt: skip
+
+
+def _range_seconds(job: Job, pace: Pace) -> float:
+    """Each method's own, and what its model then says of the judges."""
+    calibration, model = job.recipe.calibration, job.teacher.model
+    methods = len(RANGE_METHODS) if calibration.method == AUTO else 1
+    seconds = JUDGES * (1 + QUANTIZED_FORWARD * methods) * pace.forward
+    if calibration.method != FISHER:
+        seconds += 2 * shown(job.recipe, calibration.views) * pace.forward
+    if calibration.method in (AUTO, FISHER):
+        tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+        inputs = tokens * sum(layer.in_features for layer in block_linears(model).values())
+        images = min(SEARCH_IMAGES, shown(job.recipe, calibration.views))
+        tried = len(tried_shares(job.recipe.quant_scheme().activation_bits >= 8))
+        seconds += images * (pace.forward + pace.gradient + inputs * tried * pace.tried_range)
+    return seconds
+
+
+def _rounding_seconds(job: Job, pace: Pace) -> float:
+    """GPTQ: saliency, a Hessian a group of outputs, and the rounding by it."""
+    rounding, scheme, model = job.recipe.rounding, job.recipe.quant_scheme(), job.teacher.model
+    layers = [layer for name, layer in block_linears(model).items() if scheme.layer(name).weight < 8]
+    if rounding.method != "gptq" or not layers:
+        return 0.0
+    images, groups = shown(job.recipe, rounding.views), GROUPS if rounding.saliency else 1
+    tokens = images * (model.patch_embed.num_patches + model.num_prefix_tokens)
+    column, flop = pace.rounding
+    seconds = images * (pace.gradient if rounding.saliency else 0.0)
+    seconds += images * FORWARDS_OF_ROUNDING * QUANTIZED_FORWARD * pace.forward
+    for layer in layers:
+        width, rows = layer.in_features, layer.out_features / groups
+        hessian = tokens * width * (width + STRIP) * pace.hessian_flop
+        seconds += groups * (hessian + width * column + rounding_flops(width, rows) * flop)
+    return seconds
+
+
+def _training_seconds(job: Job, pace: Pace) -> float:
+    """Updates, forward and three times backward, and the judges' looks at them."""
+    training = job.recipe.training
+    looks = 1 + (training.checks * (2 if training.ema else 1) if training.updates else 0)
+    update = training.batch * (1 + 3 * QUANTIZED_FORWARD) * pace.forward
+    return training.updates * update + looks * JUDGES * QUANTIZED_FORWARD * pace.forward
 
 
 def describe(quantized: Quantized) -> Described:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calib.layers import quantized_layers
 from calib.settings import JUDGES
 from calib.views import split_held_out
 from calib.weights import QuantizedWeights
@@ -13,20 +14,29 @@ from export.qdq import qdq_module
 from inversion.errors import InputError
 from inversion.images import load_images
 from pipeline.judge.answers import Pictures
-from pipeline.judge.validation import Files, Reference, proof_leaves, validate
+from pipeline.judge.speed import LATENCY_BATCHES, LATENCY_SECONDS
+from pipeline.judge.validation import MODULE_PICTURES, Files, Reference, proof_leaves, validate
 from pipeline.recipe.recipe import Recipe
-from pipeline.record.manifest import Facts, StageRecord, of_json, to_json, warnings_in
+from pipeline.record.manifest import JUDGE, Facts, StageRecord, of_json, to_json, warnings_in
 from pipeline.record.proof import Engine, Verdict
 from pipeline.run import reads
 from pipeline.run.job import Job
+from pipeline.run.pace import Pace
 from pipeline.run.stage import Stage, StageResult
+
+FLOAT, QUANTIZED, GRAPH, MODULE = 1.0, 0.6, 1.5, 2.0
+"""A picture through the float file, the quantized one, the engines' graph and the torch module that it was made from,
+over the teacher's own time on the CPU."""
+LATENCY_RUNS = 33
+JUDGING, LAYER = 2e6, 5e4
+"""What opening files and processes takes, and a layer by itself, in calls of torch (`Pace.call`)."""
 
 
 class Validate(Stage):
     """All files of a run -> the `validation` part of its manifest."""
 
-    name = "validate"
-    version = 5
+    name = JUDGE
+    version = 6
     libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:
@@ -42,6 +52,18 @@ class Validate(Stage):
 
     def check_recipe(self, recipe: Recipe) -> None:
         require_provider(recipe.validation.provider)
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        """Each picture through all models, each layer by itself, and the times of two models in turn."""
+        recipe, picture = job.recipe, pace.forward_on_cpu
+        held_out = recipe.inversion.trajectories // max(2, round(1 / recipe.calibration.held_out))
+        pictures = recipe.validation.pictures + max(held_out, 1) + (job.pictures.count if job.pictures else 0)
+        on_runtime = FLOAT + QUANTIZED + (GRAPH if job.backend else 0)
+        answered = pictures * (pace.forward + on_runtime * picture) + MODULE_PICTURES * (QUANTIZED + MODULE) * picture
+        rounds = [LATENCY_RUNS * batch * (FLOAT + QUANTIZED) * picture for batch in LATENCY_BATCHES]
+        timed = sum(min(LATENCY_SECONDS, seconds) for seconds in rounds)
+        layers = len(quantized_layers(job.teacher.model))
+        return recipe.validation.pictures * pace.leaf + answered + timed + (JUDGING + layers * LAYER) * pace.call
 
     def run(self, job: Job) -> StageResult:
         recipe = job.recipe

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from pipeline.record.manifest import Manifest
 from pipeline.record.proof import Answered, ExecutedEngine, Fidelity, Times
+from pipeline.show.itinerary import duration
 from pipeline.show.page.findings import where
 from pipeline.show.page.svg import Line, Mark, bars, curve, intervals
 from pipeline.show.page.told import Damages, Inverted, Learned
@@ -143,8 +144,8 @@ def learning_plots(learned: Learned | None, damages: Damages | None) -> list[Plo
 
 def time_plots(manifest: Manifest) -> list[Plot]:
     """How long each stage took."""
-    marks = [Mark(stage.name, stage.seconds, _duration(stage.seconds)) for stage in manifest.stages]
-    whole = _duration(sum(stage.seconds for stage in manifest.stages))
+    marks = [Mark(stage.name, stage.seconds, duration(stage.seconds)) for stage in manifest.stages]
+    whole = duration(sum(stage.seconds for stage in manifest.stages))
     rows = [
         (stage.name, f"{stage.seconds:.1f}", str(len(stage.outputs)), stage.digest[:16]) for stage in manifest.stages
     ]
@@ -245,7 +246,3 @@ def _plot(draw: Drawn, name: str, title: str, says: str, marks: Sequence[Mark], 
 
 def _mb(size: int, digits: int = 2) -> str:
     return f"{size / 1e6:.{digits}f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"

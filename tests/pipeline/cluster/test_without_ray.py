@@ -109,7 +109,8 @@ def test_shards_have_the_bytes_of_one_process(ray: Ray, teacher: Teacher, tmp_pa
     assert all((tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in names)
     assert told == [4 * number for number in range(1, 11)]
     assert ray.most == 4
-    assert ray.options == {"num_cpus": 1, "max_retries": inverting.RETRIES}
+    environment = {"env_vars": inverting.ENVIRONMENT}
+    assert ray.options == {"num_cpus": 1, "max_retries": inverting.RETRIES, "runtime_env": environment}
     ray.most = 0
     paths[3].unlink()
     inverting.invert_into(CLUSTER, teacher, JOB, 1, tmp_path / "ray")

@@ -97,7 +97,7 @@ OTHER = {
     "training.optimizer": "sgd", "training.schedule": "constant", "engine.arch": ("sm75", "sm86"),
     "engine.backend": "tensorrt_rtx", "engine.precision": "bfloat16", "engine.batch": (1, 2, 4),
     "validation.min_integer_coverage": 0.5, "validation.provider": "cuda", "validation.max_kl": 0.375,
-    "validation.max_latency_ratio": 0.5, "validation.min_agreement": 0.375,
+    "validation.max_latency_ratio": 0.5, "validation.min_agreement": 37.5,
     "validation.max_drop": 0.375,
 }  # fmt: skip
 
@@ -239,6 +239,15 @@ def test_limits_follow_the_bits_and_give_way() -> None:
         assert tight["max_kl"] < loose["max_kl"]
         assert tight["min_agreement"] > loose["min_agreement"]
         assert tight["max_drop"] < loose["max_drop"]
+
+
+def test_a_share_of_agreement_is_not_taken_for_points() -> None:
+    """Who wrote 0.97 before agreement was in percent points meant 97, and is told so; 0 is no limit in both."""
+    with pytest.raises(InputError, match=r"min_agreement 0\.97 is a share: it is in percent points now, write 97\."):
+        make_recipe(BASE, None, ["validation.min_agreement=0.97"])
+    with pytest.raises(InputError, match=r"min_agreement 1 is a share: .* write 100\."):
+        make_recipe(BASE, None, ["validation.min_agreement=1"])
+    assert make_recipe(BASE, None, ["validation.min_agreement=0"]).validation.min_agreement == 0
 
 
 @pytest.mark.parametrize("verb", ["build", "invert", "distill"])

@@ -23,7 +23,7 @@ from pipeline.record.gates import (
 )
 from pipeline.record.proof import Gate
 
-LIMITS = {"max_kl": 0.1, "min_agreement": 0.9, "max_drop": 3.0}
+LIMITS = {"max_kl": 0.1, "min_agreement": 90.0, "max_drop": 3.0}
 
 
 def logits(classes: np.ndarray, of: int = 10, sure: float = 6.0) -> np.ndarray:
@@ -54,13 +54,13 @@ def test_few_pictures_prove_little() -> None:
 
 
 def test_a_gate_tells_the_bound() -> None:
-    """Its value is the interval's worse end, in points for the drop."""
+    """Its value is the interval's worse end, in percent points."""
     labels = np.arange(400) % 10
     candidate = labels.copy()
     candidate[:20] = (candidate[:20] + 1) % 10
     one = real(labels, labels, candidate=candidate)
     found = {gate.name: gate.value for gate in on_real(one)}
-    assert found["real_agreement"] == one.agreement_interval[0] < 0.95
+    assert found["real_agreement"] == 100 * one.agreement_interval[0] < 95
     assert one.top1_drop_interval is not None
     assert found["real_top1_drop"] == 100 * one.top1_drop_interval[1] > 5
     assert one.agreement == 0.95

@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from export.edge.compare import Comparison
 from inversion.errors import InputError
+from pipeline.recipe.resolve import read_back
 from pipeline.record.manifest import (
     JSON_SCHEMA,
     MANIFEST,
@@ -65,7 +66,7 @@ def test_the_schema_takes_a_manifest_and_refuses_none() -> None:
     schema.validate(json.loads(TODAY.read_bytes()))
     schema.validate(json.loads(changed(["validation", "new"], 1)))
     places: list[list[str | int]] = [["schema"], ["validation", "gates", 0], ["teacher", "sha256"]]
-    for place, value in zip(places, (2, {}, None), strict=True):
+    for place, value in zip(places, (1, {}, None), strict=True):
         assert list(schema.iter_errors(json.loads(changed(place, value))))
 
 
@@ -116,7 +117,7 @@ def test_verdicts_of_earlier_versions_are_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (["schema"], 2), (["schema"], "1"), (["teacher", "sha256"], 7), (["versions"], []), (["stages"], {}),
+        (["schema"], 3), (["schema"], "2"), (["teacher", "sha256"], 7), (["versions"], []), (["stages"], {}),
         (["stages", 0, "cached"], "no"), (["stages", 0, "seconds"], None), (["stages", 0, "outputs", 0, "bytes"], "3"),
         (["stages", 0, "outputs", 0, "path"], "../model.onnx"), (["stages", 0, "outputs", 0, "path"], "/model.onnx"),
         (["stages", 0, "outputs", 0, "path"], ""), (["stages", 0, "outputs", 0, "path"], "a\0b"),
@@ -127,8 +128,20 @@ def test_what_is_no_manifest_is_none(place: list[str | int], value: object, tmp_
     """Types are not stretched, and no output lies outside."""
     (tmp_path / MANIFEST).write_bytes(changed(place, value))
     assert read_manifest(tmp_path / MANIFEST) is None
-    with pytest.raises(InputError, match=r"holds no manifest\.json of schema 1: make one with `pipeline build`"):
+    with pytest.raises(InputError, match=r"holds no manifest\.json of schema 2: make one with `pipeline build`"):
         load_manifest(tmp_path)
+
+
+def test_a_run_that_counted_in_shares_is_judged_again(tmp_path: Path) -> None:
+    """Of schema 1 every stage but the verdict counts, and a limit that was set keeps its meaning."""
+    told = json.loads(changed(["recipe", "validation", "min_agreement"], 0.97))
+    (tmp_path / MANIFEST).write_text(json.dumps({**told, "schema": 1}))
+    manifest = load_manifest(tmp_path)
+    assert (manifest.schema, manifest.validation) == (2, None)
+    assert manifest.stages == today().without("validate")
+    assert read_back(manifest.recipe).validation.min_agreement == 97
+    with pytest.raises(InputError, match="has not reached its verdict: finish it with `pipeline build`"):
+        load_finished(tmp_path)
 
 
 @pytest.mark.parametrize("place", [["new"], ["stages", 0, "new"], ["validation", "new"], ["teacher", "new"]])

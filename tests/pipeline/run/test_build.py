@@ -41,10 +41,10 @@ def test_every_file_of_a_run_is_there(built: Path) -> None:
 
 
 def test_manifest_is_whole_and_true(built: Path) -> None:
-    """Schema 1 with all its keys; each output's hash and size are the file's."""
+    """Schema 2 with all its keys; each output's hash and size are the file's."""
     found = manifest(built)
     assert found.keys() == {"schema", "recipe", "teacher", "versions", "stages", "validation"}
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["teacher"].keys() == {"name", "sha256", "num_classes", "input_size"}
     assert (found["teacher"]["num_classes"], found["teacher"]["input_size"]) == (10, [1, 32, 32])
     needed = ("patch_rebirth", "python", "torch", "modelopt", "onnx", "onnxruntime", "tensorrt_rtx")

@@ -15,6 +15,7 @@ from pipeline.record.manifest import Facts, TeacherRecord
 from pipeline.run.build import NAMES, STAGES, run_stage
 from pipeline.run.folder import RunFolder
 from pipeline.run.job import Job, Places
+from pipeline.run.pace import Pace
 from pipeline.run.stage import Stage, StageResult
 from pipeline.show.display import Display
 from tests.pipeline.recipe.test_recipe import BASE, as_toml, recipe_keys, values
@@ -43,6 +44,9 @@ class Pretended(Stage):
 
     def reads(self, job: Job) -> Facts:
         return self.real.reads(job)
+
+    def cost(self, job: Job, pace: Pace) -> float:
+        return self.real.cost(job, pace)
 
     def run(self, job: Job) -> StageResult:
         self.ran.append(self.name)

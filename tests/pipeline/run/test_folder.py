@@ -59,7 +59,7 @@ def test_manifest_has_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
         run.conclude(verdict())
     manifest = stored(tmp_path)
     assert manifest.keys() == {"schema", "recipe", "teacher", "versions", "stages", "validation"}
-    assert (manifest["schema"], manifest["recipe"], manifest["teacher"]) == (1, RECIPE, TEACHER)
+    assert (manifest["schema"], manifest["recipe"], manifest["teacher"]) == (2, RECIPE, TEACHER)
     assert manifest["versions"].keys() >= {"python", *PACKAGES}
     (stage,) = manifest["stages"]
     assert stage.keys() == {"name", "digest", "seconds", "cached", "outputs", "metrics"}
@@ -132,14 +132,14 @@ def test_stages_stay_in_the_order_they_run(tmp_path: Path) -> None:
 
 OUTPUT = {"path": "out.bin", "sha256": "0", "bytes": 3}
 RECORD = {"name": "one", "digest": "d", "seconds": 1, "cached": False, "outputs": [OUTPUT], "metrics": {}}
-WHOLE = {"schema": 1, "recipe": {}, "teacher": TEACHER, "versions": {}, "stages": [RECORD], "validation": None}
+WHOLE = {"schema": 2, "recipe": {}, "teacher": TEACHER, "versions": {}, "stages": [RECORD], "validation": None}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        "", "{", "[]", "null", "3", "\x00\x01", '{"name": "another tool"}', '{"schema": 1, "stages": []}',
-        json.dumps({**WHOLE, "schema": 2}), json.dumps({**WHOLE, "stages": None}),
+        "", "{", "[]", "null", "3", "\x00\x01", '{"name": "another tool"}', '{"schema": 2, "stages": []}',
+        json.dumps({**WHOLE, "schema": 3}), json.dumps({**WHOLE, "stages": None}),
         json.dumps({**WHOLE, "stages": [3]}), json.dumps({**WHOLE, "stages": [{"name": "one"}]}),
         json.dumps({**WHOLE, "stages": [{**RECORD, "outputs": [{"path": "out.bin"}]}]}),
         json.dumps({**WHOLE, "stages": [{**RECORD, "outputs": [{**OUTPUT, "path": "../kept"}]}]}),
@@ -154,7 +154,7 @@ def test_a_broken_or_foreign_manifest_runs_everything(content: str, tmp_path: Pa
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(InputError, match=r"holds no manifest\.json of schema 1"):
+    with pytest.raises(InputError, match=r"holds no manifest\.json of schema 2"):
         load_manifest(folder)
     work = Work(folder)
     assert not once(folder, work).cached

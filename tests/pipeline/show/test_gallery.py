@@ -329,7 +329,7 @@ def test_files_of_an_earlier_call_go(teacher: Teacher, shards: Path) -> None:
     assert gallery(shards, None, display) == [out / name for name in ALL[:2]]
     assert {path.name for path in out.iterdir()} == {*ALL[:2], "notes.txt"}
     assert display.said == [
-        f"confidences are left out without --teacher: {str(shards)!r} holds no manifest.json of schema 1: "
+        f"confidences are left out without --teacher: {str(shards)!r} holds no manifest.json of schema 2: "
         "make one with `pipeline build`.",
         f"rebirth.png is left out: {str(shards / PROGRESS)!r} is missing, which a new `pipeline invert` makes.",
     ]
@@ -352,7 +352,7 @@ def test_a_run_folder_names_its_teacher(checkpoint: str | None, shards: Path, tm
     shards.rename(run / "images")
     recipe = {"teacher": "digits_vit", "checkpoint": checkpoint, "input": {"mean": [0.5], "crop": None}}
     rest = {
-        "schema": 1,
+        "schema": 2,
         "teacher": {"name": "digits_vit", "sha256": ""},
         "versions": {},
         "stages": [],

@@ -28,7 +28,8 @@ from pipeline.record.proof import (
     Verdict,
 )
 from pipeline.show.display import Display, result_rows
-from pipeline.show.report import write_junit, write_report
+from pipeline.show.junit import write_junit
+from pipeline.show.report import write_report
 
 
 def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: Any) -> Fidelity:
@@ -69,7 +70,7 @@ def manifest(
         passed=passed,
         gates=(
             Gate("synthetic_kl", 0.01234, 0.5, True),
-            Gate("real_agreement", 0.998, 0.75 if passed else 1.1, passed),
+            Gate("real_agreement", 99.8, 75 if passed else 100, passed),
         ),
         synthetic=on_kinds(),
         real=fidelity(50_000, 0.998, teacher_top1=0.8180, top1=0.8036) if real else None,
@@ -129,7 +130,7 @@ def test_gates_and_engines_are_lines_that_can_be_searched() -> None:
     found = manifest(passed=False, path="engine." + "x" * 100 + "[/b].plan")
     lines = printed(found).splitlines()
     assert "gate synthetic_kl: 0.01234 (limit 0.5) passed" in lines
-    assert "gate real_agreement: 0.998 (limit 1.1) FAILED" in lines
+    assert "gate real_agreement: 99.8 (limit 100) FAILED" in lines
     assert f"engine engine.{'x' * 100}[/b].plan (6.5 MB): built, not executed" in lines
     assert "ONNX Runtime 1.31: integer kernels: 50 of 50 linears, 0 of 24 in attention" in lines
     assert "  blocks.0.attn/MatMul and 23 more: the scheme leaves its inputs float" in lines
@@ -188,4 +189,4 @@ def test_junit_counts_failures(passed: bool, tmp_path: Path) -> None:
     assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "0" if passed else "1")
     assert [case.get("name") for case in suite] == ["synthetic_kl", "real_agreement"]
     failures = [failure.get("message") for failure in suite.iter("failure")]
-    assert failures == ([] if passed else ["0.998 misses the limit 1.1"])
+    assert failures == ([] if passed else ["99.8 misses the limit 100"])

@@ -4,34 +4,47 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from pipeline.pictures.valdata import digits_split
 from pipeline.recipe.resolve import make_recipe
 from tests.shell import run
+from tests.small import thin_teacher
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of two blocks: ten layers are enough."""
+    return thin_teacher(tmp_path_factory.mktemp("teacher") / "thin")
+
+
+@pytest.fixture(scope="module")
+def images(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     settings = "--images 8 --batch 8 --iterations 8 --division-factor 2 --quiet"
-    assert run(f"invert --teacher digits_vit {settings} --out {folder}") == 0
+    assert run(f"invert --teacher {teacher} {settings} --out {folder}") == 0
     return folder
 
 
-@pytest.mark.usefixtures("few_digits")
-def test_json_plot_and_recipe(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_plot_and_recipe(teacher: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every layer, a picture, and a recipe that `build` and `quantize` read; real pictures judge both schemes."""
-    line = f"sensitivity --teacher digits_vit --images {images} --bits w2a8 --max-drop 5 --out {tmp_path} --quiet"
-    assert run(f"{line} --set calibration.leaves=8") == 0
+    _, _, pictures, labels = digits_split()
+    for number in range(0, 500, 13):
+        path = tmp_path / "real" / str(labels[number]) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures[number]).save(path)
+    line = f"sensitivity --teacher {teacher} --images {images} --bits w2a8 --max-drop 5 --out {tmp_path} --quiet"
+    assert run(f"{line} --set calibration.leaves=8 --val-data {tmp_path / 'real'}") == 0
     found = json.loads((tmp_path / "sensitivity.json").read_text())
     assert found["schema"] == 1
-    assert len(found["layers"]) == 26
+    assert len(found["layers"]) == 10
     assert all(layer["weight_kl"] >= 0 and layer["input_kl"] >= 0 for layer in found["layers"])
     mixed = found["mixed"]
     assert mixed["met"] == (mixed["mixed"]["estimated_drop"] <= 5)
     assert mixed["given"]["estimated_drop"] >= mixed["mixed"]["estimated_drop"]
     assert mixed["mixed"]["real"]["n"] == mixed["given"]["real"]["n"] == 39
     assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
-    scheme = make_recipe({"teacher": "digits_vit"}, tmp_path / "recipe.toml").quant_scheme()
+    scheme = make_recipe({"teacher": teacher}, tmp_path / "recipe.toml").quant_scheme()
     raised = {layer["name"] for layer in found["layers"] if scheme.layer(layer["name"]).weight == 8}
     assert raised == {*mixed["mixed"]["raised"], "patch_embed.proj", "head"}
     assert "estimated drop" in capfd.readouterr().out
@@ -51,11 +64,11 @@ def test_json_plot_and_recipe(images: Path, tmp_path: Path, capfd: pytest.Captur
     ],
 )
 def test_bad_input_is_one_sentence(
-    more: str, said: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    more: str, said: str, teacher: str, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 2, and nothing is written."""
     out = tmp_path / "out"
-    line = f"sensitivity --teacher digits_vit --images {images} --bits w4a8 --out {out} {more}"
+    line = f"sensitivity --teacher {teacher} --images {images} --bits w4a8 --out {out} {more}"
     assert run(line) == 2
     err = capfd.readouterr().err
     assert said in err
