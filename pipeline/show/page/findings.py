@@ -112,8 +112,8 @@ def failed(gates: Sequence[Gate]) -> list[Gate]:
 
 
 def _first(rows: Sequence[LatencyRow]) -> LatencyRow | None:
-    """At the smallest batch."""
-    return min(rows, key=lambda row: row.batch, default=None)
+    """At the smallest batch; of several the last."""
+    return min(reversed(rows), key=lambda row: row.batch, default=None)
 
 
 def _compared(ours: float, theirs: float, words: Words) -> str:
