@@ -1,4 +1,4 @@
-# On a machine with Python >= 3.11, git and make: `make demo`, `make test` and `make docs`; with a GPU, `make gpu`.
+# On a machine with Python >= 3.11, git and make: `make demo`, `make test`, `make docs` and `make edge`; with a GPU, `make gpu`.
 PYTHON ?= python3
 VENV := .venv
 PIPELINE := $(VENV)/bin/pipeline
@@ -6,7 +6,7 @@ PIPELINE := $(VENV)/bin/pipeline
 # Named against, never imported: they install without TensorRT's libraries.
 TENSORRT := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test gpu cluster page lint docs install clean
+.PHONY: demo test edge gpu cluster page lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,10 @@ cluster: install
 page: install
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
 	$(VENV)/bin/pytest -rs tests/browser
+
+# An edge install in an environment of its own, and its verbs on a run; two minutes, and a record of its size.
+edge: demo
+	$(VENV)/bin/python benchmarks/edge.py runs/demo
 
 # On a machine with a GPU, 10 minutes: its tests, and records of how fast everything is there.
 gpu: install

@@ -29,9 +29,10 @@ from calib.qat import Trainer
 from calib.quantization import change_basis, material, quantizable, round_weights, set_ranges
 from calib.settings import VIEWS, Training
 from calib.views import Views, dense_views, make_views, split_held_out
+from inversion.drawing import pink_noise
 from inversion.errors import InputError
 from inversion.images import load_images
-from inversion.leaves import dead_leaves, pink_noise
+from inversion.leaves import TorchDice, dead_leaves
 from inversion.teacher import InputSpec, Teacher, load_teacher
 from pipeline.recipe.resolve import make_recipe
 
@@ -131,7 +132,8 @@ def judging(teacher: Teacher, mosaics: Views, count: int) -> dict[str, Views]:
 
 def picture(spec: InputSpec, seed: int) -> Tensor:
     """1/f noise around grey, normalised: [C, H, W]."""
-    return normalised(spec, 0.5 + 0.2 * torch.from_numpy(pink_noise(spec, 1.1, Generator().manual_seed(seed))))
+    dice = TorchDice(Generator().manual_seed(seed))
+    return normalised(spec, 0.5 + 0.2 * torch.from_numpy(pink_noise((spec.channels, *spec.size), 1.1, dice)))
 
 
 def waves(spec: InputSpec, seed: int) -> Tensor:

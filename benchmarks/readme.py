@@ -19,7 +19,10 @@ from pipeline.record.proof import Counts, Engine, Verdict
 
 RECORDS = Path(__file__).parent / "records"
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "limits.md", "reproduction.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("install.md", "results.md", "limits.md", "reproduction.md")),
+)
 WIDTH = 120
 MARKED = re.compile(r"<!-- (record: (\w+)|cost) -->\n.*?<!-- end -->", re.DOTALL)
 COSTS = {

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
+from inversion import host
 from inversion.errors import InputError, MachineError
 from inversion.job import Inversion
 from inversion.plainvit import PlainViT
@@ -116,17 +115,7 @@ def free_memory(device: torch.device) -> float:
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type != "cpu":
         return math.inf
-    found = [math.inf]
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        reclaimable = [int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines()
-                       if line.startswith("inactive_file ")]  # fmt: skip
-        found.append(float(limit - used + sum(reclaimable)))
-    return min(found)
+    return host.free_memory()
 
 
 def fitting_batch(model: PlainViT, job: Inversion, device: torch.device) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion.errors import PatchRebirthError
+from pipeline.show.packages import missing_sentence
 from pipeline.verbs.build import BuildCommand, build
 from pipeline.verbs.research import bench_inversion, distill, reproduce, sensitivity
 from pipeline.verbs.scale import plan, shards
@@ -110,6 +111,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code of an error."""
     if isinstance(error, PatchRebirthError):
         return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and (sentence := missing_sentence(error.name or "")):
+        return sentence, 3
     if isinstance(error, OSError) and error.filename is not None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "make room on the disk" if full else "give another path, or the right to use it"

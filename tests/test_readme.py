@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
     [
         ("README.md", "record: deit_tiny_w4a8_quick"),
         ("README.md", "cost"),
+        ("docs/install.md", "record: edge"),
         ("docs/results.md", "record: demo"),
         ("docs/limits.md", "cost"),
         ("docs/reproduction.md", "record: reproduce_digits_tableA3"),

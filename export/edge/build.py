@@ -9,7 +9,7 @@ from export.edge.engine_graph import write_engine_graph
 from export.edge.engine_spec import ENGINE_GRAPH, EngineSpec
 from export.edge.kernels import require_quantized
 from export.edge.profile import BATCHES, PRECISION, require_batches
-from export.edge.registry import choose_backend, find_engine_backend
+from export.edge.registry import builder, choose_backend, find_engine_backend
 from export.edge.trtexec import write_script
 
 
@@ -49,9 +49,9 @@ def build_engines(
 
     Raises what `build_engine` raises.
     """
-    graph, chosen = _engine_graph(model, folder, precision, batches), find_engine_backend(backend)
+    graph = _engine_graph(model, folder, precision, batches)
     for arch in archs:
-        if arch not in chosen.archs():
+        if (chosen := builder(backend, arch)) is None:
             yield write_script(graph, arch, batches), None
             continue
         path = folder / f"engine.{backend}.{arch}.plan"

@@ -13,6 +13,8 @@ PRECISION: Precision = "float16"
 """What stands beside the integers where nothing else is said: TensorRT fuses attention in 16 bits only."""
 ON_DEVICE = ("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm120")
 """Architectures that TensorRT builds for on their own device; where it cannot be here, a line for there is given."""
+ONLY_ON_DEVICE = ("sm87", "sm90", "sm100")
+"""Those of them that TensorRT-RTX knows nothing of: the line is given whatever is installed here."""
 NAMED = {"orin": "sm87", "hopper": "sm90"}
 """What some are called by."""
 BATCHES = (1, 8, 32)

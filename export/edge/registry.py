@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from export.edge.profile import ON_DEVICE
+from export.edge.profile import ON_DEVICE, ONLY_ON_DEVICE
 from inversion.errors import InputError, MachineError
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def _tensorrt(module: str) -> Backend:
 
     trt = available(module)
     if trt is None:
-        raise MachineError(
-            f"the backend {module!r} is not installed: install its package, and look at `pipeline doctor`."
-        )
+        raise MachineError(f"the backend {module!r} is not installed or does not load: pip install {PACKAGES[module]}.")
     return TensorRT(trt)
 
 
@@ -48,6 +46,8 @@ ENGINES: dict[BackendName, Callable[[], Backend]] = {
     "tensorrt_rtx": partial(_tensorrt, "tensorrt_rtx"),
 }
 """What builds engines, each by the name of its module; the first that is installed does where none is named."""
+PACKAGES: dict[str, str] = {"tensorrt": "tensorrt cuda-bindings", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+"""What pip installs each of them by."""
 
 
 def find_runtime(name: str) -> Backend:
@@ -78,21 +78,35 @@ def available_backend() -> str | None:
     return next((name for name in ENGINES if available(name)), None)
 
 
+def builder(name: str, arch: str) -> Backend | None:
+    """The backend `name`, which builds for `arch` here; None where only the arch's own device does, for which
+    `export.edge.build` writes the line. Raises `InputError` for a name or architecture that there is not, and
+    `MachineError` where the backend is needed and not here."""
+    if name in ENGINES and arch in ONLY_ON_DEVICE and not available(name):
+        return None
+    chosen = find_engine_backend(name)
+    known = chosen.archs()
+    if arch not in known and (arch in ONLY_ON_DEVICE or (known and arch in ON_DEVICE)):
+        return None
+    chosen.require_arch(arch)
+    return chosen
+
+
 def choose_backend(backend: str | None, archs: Sequence[str]) -> str | None:
     """The backend, `backend` or the default, that can build for all of `archs`; None where there is nothing to build.
 
-    An architecture that only its own device builds for passes as well: `export.edge.build` writes the line for there.
+    An architecture that only its own device builds for passes as well, also where nothing that builds is installed.
     Raises what building would, before any time is spent.
     """
     if not archs:
         return None
     name = backend or available_backend()
-    if name is None:
+    if name is None and not set(archs) <= set(ONLY_ON_DEVICE):
         raise MachineError(
-            f"neither {' nor '.join(ENGINES)} is installed: install its package, and look at `pipeline doctor`."
+            f"neither {' nor '.join(ENGINES)} is installed: pip install {PACKAGES['tensorrt_rtx']}, which builds with "
+            "no GPU too."
         )
-    chosen = find_engine_backend(name)
+    name = name or next(iter(ENGINES))
     for arch in archs:
-        if not (chosen.archs() and arch in ON_DEVICE):
-            chosen.require_arch(arch)
+        builder(name, arch)
     return name

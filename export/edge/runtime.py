@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from export.edge.backend import Array, Runtime
 from export.edge.engine_spec import read_spec
-from export.edge.registry import find_engine_backend, find_runtime
+from export.edge.registry import PACKAGES, find_engine_backend, find_runtime
 from inversion.errors import InputError, MachineError
 
 LOGITS = "logits"
@@ -40,7 +40,9 @@ def open_engine(path: Path | str) -> Runtime:
     try:
         backend = find_engine_backend(name)
     except MachineError as error:
-        raise MachineError(f"{str(path)!r} needs {name}, which is not installed: look at `pipeline doctor`.") from error
+        raise MachineError(
+            f"{str(path)!r} needs {name}, which is not installed: pip install {PACKAGES[name]}."
+        ) from error
     return backend.open(path)
 
 

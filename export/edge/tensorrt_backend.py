@@ -63,7 +63,7 @@ class TensorRT(Backend):
         try:
             cuda = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise MachineError("an engine is run through cuda-bindings: install that package.") from error
+            raise MachineError("an engine is run through cuda-bindings: pip install cuda-bindings.") from error
         collector = logger(self._trt)
         engine = self._trt.Runtime(collector).deserialize_cuda_engine(path.read_bytes())
         if engine is None:

@@ -124,9 +124,27 @@ def inspect(
             typer.echo(line)
 
 
-def doctor() -> None:
-    """What this machine can do, and how to mend what is missing."""
+def doctor(
+    json: Annotated[
+        str | None, typer.Option(help="File for all of it as JSON; - writes that in place of words.")
+    ] = None,
+) -> None:
+    """What this machine can do, and how to mend what is missing.
+
+    What the CPU has for integers, free memory and disk, what each missing package would bring, and which runtimes
+    really run a small model. Needs no torch.
+    """
+    if json and json != STDOUT:
+        require_place(Path(json), "--json")
+
+    from json import dumps
+
     from pipeline.show.doctor import examine
 
-    for line in examine():
-        typer.echo(line)
+    found = examine()
+    if json:
+        text = dumps(found.to_dict(), indent=2) + "\n"
+        typer.echo(text, nl=False) if json == STDOUT else Path(json).write_text(text)
+    if json != STDOUT:
+        for line in found.lines():
+            typer.echo(line)

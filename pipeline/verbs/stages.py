@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -223,7 +223,7 @@ def engine(
     out.mkdir(parents=True, exist_ok=True)
     for path, spec in build_engines(model, out, archs, chosen, precision, batches):
         if spec is None:
-            typer.echo(f"{path}: {chosen} builds none for this here; on the device, beside {ENGINE_GRAPH}:")
+            typer.echo(f"{path}: none is built for this here; on the device, beside {ENGINE_GRAPH}:")
             typer.echo(f"  {line_of(path)}")
             continue
         typer.echo(f"{path}: {spec.bytes / 1e6:.1f} MB in {spec.build_seconds:.1f} s, built, not executed")
@@ -236,6 +236,9 @@ def engine(
 
 def validate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a model.onnx.")],
+    against: Annotated[
+        Path | None, typer.Option(help="A float ONNX file that judges a model.onnx in its teacher's place: no torch.")
+    ] = None,
     teacher: Teacher = None,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
@@ -257,24 +260,30 @@ def validate(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a run again, or an ONNX file against its teacher.
+    """Judge a run again, or an ONNX file against its teacher or its float file.
 
     On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
-    --bits chooses the default gates of an ONNX file, w8a8 where it is left out.
+    --bits chooses the default gates of an ONNX file; where it is left out, w8a8, or with --against what the file itself
+    says. --against needs no torch: dead leaves judge, and the pictures of --val-data.
     """
     outcome = Outcome(json, junit, summary_md)
     if not target.exists():
         raise InputError(f"{str(target)!r} does not exist: give a run folder, or a model.onnx with its --teacher.")
     if target.is_file() and keep:
         raise InputError(f"--keep writes into a run folder, {str(target)!r} is a file: leave it out.")
-    if target.is_file() and teacher is None and recipe is None:
-        raise InputError(f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint.")
+    if target.is_file() and teacher is None and recipe is None and against is None:
+        raise InputError(
+            f"{str(target)!r} is judged against its teacher: add --teacher, and its --checkpoint, or "
+            "the float file with --against."
+        )
     pictures = flags_of(val_data=val_data, class_map=class_map, image_column=image_column, label_column=label_column)
     named = flags_of(
         teacher=teacher, checkpoint=checkpoint, bits=bits, checkpoint_key=checkpoint_key, mean=mean, std=std, crop=crop,
         interpolation=interpolation,
     )  # fmt: skip
-    if not target.is_file():
+    if against is not None:
+        _require_no_teacher(target, against, named)
+    elif not target.is_file():
         from pipeline.record.manifest import load_manifest
 
         load_manifest(target)
@@ -283,18 +292,42 @@ def validate(
 
     from pipeline.recipe.resolve import make_recipe
 
+    if against is not None:
+        named["teacher"] = str(against)
     chosen = make_recipe({**named, **pictures}, recipe, overrides or (), "validate") if target.is_file() else None
 
-    from inversion.machine import choose_device
-    from pipeline.recipe.recipe import PictureSource
-    from pipeline.run.judging import validate_file, validate_run
     from pipeline.show.display import Display
 
-    display, place = Display(quiet, results_to_stderr=outcome.on_stdout), choose_device(device)
-    if chosen:
-        manifest = validate_file(chosen, target, place, display, outcome.stale)
+    display = Display(quiet, results_to_stderr=outcome.on_stdout)
+    if against is not None and chosen:
+        from pipeline.judge.against import validate_against
+
+        manifest = validate_against(chosen, target, against, display, outcome.stale)
     else:
-        source = PictureSource(**pictures)
-        manifest = validate_run(target, source, overrides or (), place, display, keep, outcome.stale)
+        from inversion.machine import choose_device
+        from pipeline.recipe.recipe import PictureSource
+        from pipeline.run.judging import validate_file, validate_run
+
+        place = choose_device(device)
+        if chosen:
+            manifest = validate_file(chosen, target, place, display, outcome.stale)
+        else:
+            source = PictureSource(**pictures)
+            manifest = validate_run(target, source, overrides or (), place, display, keep, outcome.stale)
     outcome.write(manifest, display, None if chosen else target)
     raise typer.Exit(0 if manifest.verdict.passed else 1)
+
+
+def _require_no_teacher(target: Path, against: Path, named: dict[str, Any]) -> None:
+    """What --against does not go with; the bits that the file says it has, where none are named."""
+    if not target.is_file():
+        raise InputError(f"--against judges an ONNX file, {str(target)!r} is none: give the model.onnx in it.")
+    if told := named.keys() - {"bits"}:
+        raise InputError(f"--against {str(against)!r} stands for the teacher: leave {', '.join(sorted(told))} out.")
+    if "bits" not in named:
+        from export.edge.files import require_own_data
+        from pipeline.judge.against import bits_of
+
+        require_own_data(target)
+        if bits := bits_of(target):
+            named["bits"] = bits

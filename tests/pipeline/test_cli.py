@@ -3,7 +3,9 @@
 import errno
 import importlib.metadata
 import inspect
+import json
 import pickle
+import re
 import shlex
 import socket
 import subprocess
@@ -13,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import onnxruntime
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from export.edge.exactness import largest_products
+from export.edge.registry import ENGINES, RUNTIMES
 from inversion.teacher import DIGITS_WEIGHTS
 from pipeline import cli
 from pipeline.recipe.resolve import READS
 from pipeline.run.stages import invert
+from pipeline.show import doctor
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
@@ -328,9 +334,37 @@ def test_archs_are_read_once_each() -> None:
 
 
 def test_doctor_tells_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:
-    """A line of `what: state` each for the packages, the devices, the engine backend and the built-in teacher."""
-    assert run("doctor") == 0
+    """A line of `what: state` each for packages, devices, memory, disk, every backend, and the built-in teacher."""
+    assert run("doctor --json health.json") == 0
     lines = dict(line.split(": ", 1) for line in capfd.readouterr().out.splitlines())
-    assert lines.keys() >= {"python", "torch", "onnxruntime", "GPU", "CPU", "engines", "built-in teacher"}
+    assert lines.keys() >= {
+        "python", "torch", "onnxruntime", "GPU", "CPU", "8-bit integers", "bfloat16", "memory", "disk for runs",
+        "disk for temporary files", "engines", "inversion, quantization", "built-in teacher",
+        *(f"runtime {name}" for name in RUNTIMES), *(f"engine builder {name}" for name in ENGINES),
+    }  # fmt: skip
     assert lines["torch"] == torch.__version__.split("+")[0]
     assert lines["built-in teacher"].startswith("digits_vit, 64 patches")
+    assert lines["runtime cpu"] == f"onnxruntime {onnxruntime.__version__} runs"
+    assert re.fullmatch(r"\d+\.\d GB free of \d+\.\d GB", lines["memory"])
+    told = json.loads(Path("health.json").read_text())
+    assert told["versions"]["torch"] == lines["torch"]
+    assert {each["name"] for each in told["runtimes"] if each["works"]} >= {"runtime cpu"}
+    assert told["free_memory_bytes"] > 1e6
+    assert min(each["free_bytes"] for each in told["disks"]) > 0
+    for each in told["missing"]:
+        assert lines[each["package"]] == f"missing, it brings {each['brings']}; {each['install']}"
+
+
+def test_doctor_tells_what_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime whose answers are wrong, one that is not there, a builder that is none: each in words of its own."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    model = Path("small.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr("export.edge.exactness.STEP", 1 / 256)  # another model than the one whose answer is known
+        model.write_bytes(largest_products())
+    wrong, absent = (doctor._run(name, model) for name in ("cpu", "tensorrt_rtx"))
+    assert (wrong.works, absent.works) == (False, False)
+    assert wrong.says.endswith("gives wrong products")
+    assert "this ONNX Runtime has no provider 'tensorrt_rtx'" in absent.says
+    assert doctor._parse("tensorrt", model).says == "tensorrt is missing"
+    assert doctor._parse("tensorrt_rtx", Path("not.onnx")).works is False

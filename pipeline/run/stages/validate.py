@@ -36,7 +36,7 @@ class Validate(Stage):
     """All files of a run -> the `validation` part of its manifest."""
 
     name = JUDGE
-    version = 6
+    version = 5
     libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:

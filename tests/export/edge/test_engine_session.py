@@ -257,7 +257,7 @@ def test_an_engine_for_another_gpu_is_refused(engine: Path, here: str | None, mo
 def test_an_engine_whose_backend_is_missing_is_refused(engine: Path) -> None:
     """The package is named."""
     describe(engine, backend="tensorrt")
-    with pytest.raises(MachineError, match="needs tensorrt, which is not installed"):
+    with pytest.raises(MachineError, match="needs tensorrt, which is not installed: pip install"):
         opened(engine)
 
 

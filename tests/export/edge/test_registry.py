@@ -69,7 +69,7 @@ def test_every_opened_model_is_a_runtime(quantized: Make) -> None:
 def test_a_backend_that_is_not_installed_is_the_machines_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown one is the command's."""
     monkeypatch.setattr("export.edge.registry.available", lambda _: None)
-    with pytest.raises(MachineError, match="the backend 'tensorrt' is not installed: install its package"):
+    with pytest.raises(MachineError, match="the backend 'tensorrt' is not installed or does not load: pip install"):
         find_engine_backend("tensorrt")
     with pytest.raises(InputError, match="unknown backend 'openvino': take tensorrt or tensorrt_rtx"):
         find_engine_backend("openvino")

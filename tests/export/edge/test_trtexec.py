@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from export.edge.build import build_engine, build_engines
 from export.edge.engine_spec import read_spec, sidecar
 from export.edge.registry import choose_backend
-from inversion.errors import InputError
+from inversion.errors import InputError, MachineError
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 from tests.small import Quantized
@@ -53,6 +54,17 @@ def test_a_script_of_bytes_names_their_shapes(tmp_path: Path, quantized: Make) -
     ((path, spec),) = build_engines(tmp_path / "fixed.onnx", tmp_path, ["sm90"], "tensorrt_rtx")
     assert spec is None
     assert "Shapes" not in path.read_text()
+
+
+def test_a_script_needs_no_tensorrt(quantized: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of architectures that only their own device builds for, whatever is named; any other one needs a backend."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run(f"engine {quantized('w8a8').path} --arch orin,hopper --out {tmp_path}") == 0
+    assert {path.name for path in tmp_path.glob("engine*")} == {"engine.tensorrt.sm87.sh", "engine.tensorrt.sm90.sh"}
+    assert choose_backend("tensorrt_rtx", ["sm87"]) == "tensorrt_rtx"
+    with pytest.raises(MachineError, match="pip install tensorrt-rtx-cu13"):
+        choose_backend(None, ["sm87", "sm89"])
 
 
 def test_what_no_tensorrt_builds_for_is_refused(quantized: Make, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from export.edge.registry import find_runtime
 from export.edge.runtime import Runtime, open_runtime
 from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
+from pipeline.show.packages import PACKAGES
+from tests.edge_install import on_an_edge
 from tests.runs import DEPLOYED, ENGINE, FILES, STAGES, TINY, cached, files, gates, initializers, manifest, outputs
 from tests.shell import run
 from tests.small import thin_teacher
@@ -58,6 +60,54 @@ def test_deployed_files_are_the_runs(built: Path, copy: Path, tmp_path: Path) ->
     assert files(out) == DEPLOYED - {ENGINE, f"{ENGINE}.json", "classify_tensorrt.cpp"} | {"own.txt"}
     assert run(f"deploy {copy} --to {out} --runtime tensorrt") == 0
     assert files(out) == DEPLOYED - {"model.onnx", "classify.cpp"} | {"own.txt", "model.tensorrt.onnx"}
+
+
+WORK_OF_AN_EDGE = (
+    "inspect {run}/model.onnx --json -",
+    "engine {run}/model.onnx --arch sm89,orin --out {out}/engines",
+    "deploy {run} --to {out}/device",
+    "validate {run}/model.onnx --against {run}/model.fp32.onnx --set validation.pictures=20 --json {out}/v.json",
+    "doctor --json -",
+    "shards {run}/images",
+)
+MORE_THAN_AN_EDGE = (
+    "build --teacher digits_vit --bits w4a8 --out {out}/run",
+    "invert --teacher digits_vit --out {out}/images",
+    "quantize --teacher digits_vit --bits w4a8 --images {run}/images --out {out}/q.safetensors",
+    "sensitivity --teacher digits_vit --bits w4a8 --images {run}/images --out {out}/sensitivity",
+    "distill --teacher digits_vit --student teacher --out {out}/student",
+    "export --teacher digits_vit --quantized {run}/quantized.safetensors --out {out}/exported",
+    "validate {run}",
+    "validate {run}/model.onnx --teacher digits_vit",
+    "gallery {run}",
+    "reproduce table1 --teacher digits_vit --scale smoke --out {out}/reproduced",
+    "bench inversion --teacher digits_vit",
+)
+
+
+def test_an_edge_install_does_its_work(built: Path, tmp_path: Path) -> None:
+    """Where torch, timm, ModelOpt and all else that [edge] does not name are not there: engines, inspection, deploying,
+    a verdict, doctor. Every other verb says what is missing, in one sentence with the line that installs it."""
+    places = {"run": built, "out": tmp_path}
+    told = on_an_edge([line.format(**places) for line in (*WORK_OF_AN_EDGE, *MORE_THAN_AN_EDGE)])
+    assert [(code, err) for code, _, err in told[: len(WORK_OF_AN_EDGE)] if code] == []
+    assert {path.name for path in (tmp_path / "engines").glob("engine*")} > {"engine.tensorrt.sm87.sh", ENGINE}
+    assert files(tmp_path / "device") == DEPLOYED
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["synthetic"]["n"] == 20
+    assert verdict["runtimes"]["onnxruntime"]["kernels"]["linears"] == {"integer": 10, "all": 10}
+    health = json.loads(told[4][1])
+    assert health["versions"]["torch"] is None
+    missing = {each["package"]: each["install"] for each in health["missing"]}
+    assert missing["torch"] == "pip install patch-rebirth"
+    assert missing.keys().isdisjoint(each.name for each in PACKAGES if each.part == "edge")
+    assert health["inversion"] == health["teacher"] == "needs torch: pip install patch-rebirth"
+    assert {each["name"] for each in health["runtimes"] if each["works"]} >= {"runtime cpu"}
+    for code, out, err in told[len(WORK_OF_AN_EDGE) :]:
+        assert (code, out) == (3, "")
+        assert err.startswith("error: torch, torchvision, timm, ")
+        assert err.endswith(": pip install patch-rebirth.\n")
+        assert len(err.splitlines()) == 1
 
 
 def test_what_cannot_be_deployed_is_refused(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,12 @@ import xml.etree.ElementTree as ET
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from calib.freeze import freeze
 from calib.lsq import learn_steps
@@ -21,9 +23,14 @@ from calib.settings import Calibration
 from calib.views import dense_views
 from export.edge.runtime import open_runtime
 from export.pixels import to_pixels
+from inversion.errors import InputError
 from inversion.leaves import dead_leaves
-from inversion.teacher import Teacher, load_teacher
+from inversion.teacher import InputSpec, Teacher, load_teacher
+from pipeline.judge.against import bits_of
 from pipeline.pictures.labels import known_labels
+from pipeline.pictures.prepared import leaves, steps_of
+from pipeline.pictures.preprocess import preprocess_steps
+from pipeline.pictures.valdata import digits_split
 from pipeline.recipe.resolve import make_recipe
 from pipeline.run.folder import file_sha256
 from pipeline.run.job import Job, Places
@@ -32,7 +39,7 @@ from pipeline.show.display import Display
 from tests.deployed import right_of, write_digits
 from tests.shell import run
 
-FEW = "--quiet --set validation.pictures=100"
+FEW, FEWER = ("--quiet --set validation.pictures=" + count for count in ("100", "20"))
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +121,18 @@ def test_gates_of_a_file_can_be_set_and_fail(folder: Path) -> None:
     assert run(line) == 1
 
 
+def turn_around(model: Path, out: Path) -> None:
+    """`model` with the integers of its last layer negated."""
+    changed = onnx.load(model)
+    tensor = next(tensor for tensor in changed.graph.initializer if tensor.name == "head.weight")
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(changed, out)
+
+
 @pytest.mark.usefixtures("few_digits")
 def test_corrupt_weights_are_noticed(folder: Path, tmp_path: Path) -> None:
     """Integers of the last layer turned around: its answers are no longer the teacher's, and the gate says so."""
-    model = onnx.load(folder / "model.onnx")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
-    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
-    onnx.save(model, tmp_path / "m.onnx")
+    turn_around(folder / "model.onnx", tmp_path / "m.onnx")
     assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit {FEW}") == 1
 
 
@@ -158,6 +170,123 @@ def test_a_model_of_another_teacher_is_refused(
     onnx.save(model, tmp_path / "m.onnx")
     assert run(f"validate {tmp_path / 'm.onnx'} --teacher digits_vit {FEW}") == 2
     assert "answers for 7 classes, 'digits_vit' has 10" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a process for each file, a second each."""
+    monkeypatch.setattr("pipeline.judge.against.peak_bytes", lambda _: 1)
+
+
+def write_pictures(folder: Path, names: list[str]) -> Path:
+    """A digit of each of ten classes, a file of each of `names`, with its number in it."""
+    _, _, pictures, labels = digits_split()
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures[labels.tolist().index(number)]).save(folder / name)
+    return folder
+
+
+CLASSES = [f"{number}/picture.png" for number in range(10)]
+LOOSE = [f"{number}.png" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("names", "kinds", "real", "code"), [(CLASSES, ["leaves"], 10, 1), (LOOSE, ["leaves", "pictures"], None, 0)]
+)
+@pytest.mark.usefixtures("no_memory_measured")
+def test_a_float_file_judges_in_its_teachers_place(
+    names: list[str], kinds: list[str], real: int | None, code: int, folder: Path, tmp_path: Path
+) -> None:
+    """On dead leaves, and on pictures by class, of which ten prove too little, or loose ones; also of a model of bytes.
+    The same gates and files as of any verdict."""
+    pictures = f"--val-data {write_pictures(tmp_path / 'pictures', names)}"
+    places = f"--json {tmp_path / 'v.json'} --junit {tmp_path / 'v.xml'}"
+    assert run(f"validate {folder}/model.onnx --against {folder}/model.fp32.onnx {pictures} {places} {FEWER}") == code
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert list(verdict["synthetic"]["kinds"]) == kinds
+    assert verdict["synthetic"]["n"] == 20 + 10 * (len(kinds) - 1)
+    assert verdict["synthetic"]["agreement"] > 0.9
+    assert (verdict["real"] and verdict["real"]["n"]) == real
+    if verdict["real"]:
+        assert verdict["real"]["teacher_top1"] >= 0.9
+        assert verdict["real"]["agreement"] >= 0.9
+    gates = {gate["name"]: gate["passed"] for gate in verdict["gates"]}
+    assert gates.keys() >= {"synthetic_kl", "integer_coverage"}
+    assert {case.get("name") for case in ET.parse(tmp_path / "v.xml").getroot().iter("testcase")} == gates.keys()
+
+
+@pytest.mark.usefixtures("no_memory_measured")
+def test_corrupt_weights_are_noticed_by_the_float_file(folder: Path, tmp_path: Path) -> None:
+    """As by the teacher; the limits are those of the bits that the file itself names."""
+    broken = tmp_path / "m.onnx"
+    turn_around(folder / "model.onnx", broken)
+    assert bits_of(broken) == "w8a8"
+    assert run(f"validate {broken} --against {folder}/model.fp32.onnx {FEWER}") == 1
+
+
+def test_leaves_of_a_device_are_leaves() -> None:
+    """Drawn without torch, of the same kind: valid pixels, each by its number alone, normalised as the model asks."""
+    steps = preprocess_steps(InputSpec((24, 24), (0.5,) * 3, (0.25,) * 3, "bilinear", 0.875, 10))
+    whole, half = (np.concatenate(list(leaves(steps, count, 0).batches())) for count in (30, 15))
+    assert whole.shape == (30, 3, 24, 24)
+    np.testing.assert_array_equal(whole[:15], half)
+    assert -2 <= whole.min() < whole.max() <= 2
+    as_bytes = next(iter(leaves({key: steps[key] for key in ("colour", "resize", "crop")}, 3, 0).batches()))
+    assert (as_bytes.dtype, as_bytes.shape) == (np.uint8, (3, 24, 24, 3))
+    np.testing.assert_allclose(as_bytes.transpose(0, 3, 1, 2) / 255, whole[:3] * 0.25 + 0.5, atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{folder} --against {folder}/model.fp32.onnx", "--against judges an ONNX file"),
+        ("{folder}/model.onnx --against {folder}/no.onnx", "no.onnx' does not exist: give an ONNX file"),
+        ("{folder}/model.onnx --against {folder}/preprocess.json", "preprocess.json' is not an ONNX file"),
+        ("{folder}/model.fp32.onnx --against {folder}/model.fp32.onnx", "has no quantized weights"),
+        ("{folder}/model.onnx --against {folder}/model.fp32.onnx --teacher digits_vit", "leave teacher out"),
+        ("{folder}/model.onnx --against {folder}/model.fp32.onnx --val-data {folder}/no", "no' does not exist: give a"),
+        ("{folder}/model.onnx --against {other}", "float file that it was made from"),
+        ("{silent} --against {folder}/model.fp32.onnx", "does not say how pictures enter it: put the preprocess.json"),
+    ],
+)
+def test_what_no_float_file_can_judge_is_refused(
+    line: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence, exit code 2; a float file of other pictures, and a model that does not say what it takes, too."""
+    silent, other = onnx.load(folder / "model.onnx"), onnx.load(folder / "model.fp32.onnx")
+    del silent.metadata_props[:]
+    other.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 16
+    places = {"folder": folder, "silent": tmp_path / "silent.onnx", "other": tmp_path / "other.onnx"}
+    onnx.save(silent, places["silent"])
+    onnx.save(other, places["other"])
+    assert run(f"validate {line.format(**places)} --quiet") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("resize", "shorter_side", 10**9),
+        ("resize", "interpolation", "magic"),
+        ("crop", "height", 0),
+        ("colour", "mode", "CMYK"),
+    ],
+)
+def test_a_files_words_on_pictures_are_checked(
+    section: str, key: str, value: object, folder: Path, tmp_path: Path
+) -> None:
+    """They are a stranger's: no side that fills the memory, nothing that cannot be prepared."""
+    model, path = onnx.load(folder / "model.onnx"), tmp_path / "m.onnx"
+    told = next(entry for entry in model.metadata_props if entry.key == "preprocess")
+    steps = json.loads(told.value)
+    steps[section][key] = value
+    told.value = json.dumps(steps)
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"m\.onnx' does not say how pictures enter it"):
+        steps_of(path)
 
 
 def test_labels_are_what_is_known(teacher: Teacher, tmp_path: Path) -> None:
