@@ -179,11 +179,12 @@ def _row(images: SparseImages, number: int, known: Shown | None, labels: Labels)
     for place, stage in enumerate(rows.stage.tolist()):
         if stage in stages:
             caption = _caption(f"t{stage}" if several else "", sure[place] if len(sure) == len(rows) else None)
-            pictures.append(_sparse(rows[torch.tensor([place])], f"{label}, t{stage}" if several else label, caption))
+            what, side = (f"{label}, t{stage}", SIDE) if several else (label, LARGE)
+            pictures.append(_sparse(rows[torch.tensor([place])], what, caption, side))
     return Row(label, pictures, _whole(rows, known, label) if several else None)
 
 
-def _sparse(image: SparseImages, what: str, caption: str) -> Picture:
+def _sparse(image: SparseImages, what: str, caption: str, side: int) -> Picture:
     """Of the one image in `image`, see-through where it has no patch."""
     kept, (rows, columns) = image.kept[0][image.kept[0] >= 0].long(), image.grid
     pixels = denormalise(image.dense(), image.metadata)[0]
@@ -191,7 +192,7 @@ def _sparse(image: SparseImages, what: str, caption: str) -> Picture:
     held[kept] = True
     height, width = pixels.shape[1] // rows, pixels.shape[2] // columns
     held = held.view(rows, columns).repeat_interleave(height, 0).repeat_interleave(width, 1)
-    return picture_of(pixels, held, f"{what}: {len(kept)} of {rows * columns} patches", caption)
+    return picture_of(pixels, held, f"{what}: {len(kept)} of {rows * columns} patches", caption, side)
 
 
 def _whole(rows: SparseImages, known: Shown | None, label: str) -> Picture:

@@ -15,14 +15,14 @@ LEVEL = 0.03
 MEANS = {
     "integer_layers": "layers whose weights are integers of their bits",
     "exact_layers": "layers that compute what torch's do, on the same inputs",
-    "synthetic_kl": "KL to the teacher on synthetic pictures",
+    "synthetic_kl": "KL to the teacher on synthetic pictures, nats",
     "engine_graph_kl": "the same of the graph that engines are built from",
     "float_onnx_kl": "the same of the float ONNX",
-    "onnx_against_torch_kl": "KL of model.onnx to the torch module that it was made from",
-    "real_agreement": "agreement with the teacher on real pictures",
+    "onnx_against_torch_kl": "KL of model.onnx to the torch module that it was made from, nats",
+    "real_agreement": "agreement with the teacher on real pictures, %",
     "real_top1_drop": "points of top-1 lost on real pictures",
-    "teacher_top1_above_chance": "the teacher's own top-1 on real pictures, against chance",
-    "teacher_top1_for_its_confidence": "the teacher's own top-1, against its confidence",
+    "teacher_top1_above_chance": "the teacher's own top-1 on real pictures, %, against chance",
+    "teacher_top1_for_its_confidence": "the teacher's own top-1, %, against its confidence",
     "integer_coverage": "share of quantized products that run on integers",
     "latency_ratio": "time of model.onnx, of the float ONNX's",
     "engine_ratio": "time of the engine, of the FP16 engine's",
@@ -112,8 +112,8 @@ def failed(gates: Sequence[Gate]) -> list[Gate]:
 
 
 def _first(rows: Sequence[LatencyRow]) -> LatencyRow | None:
-    """At the smallest batch."""
-    return min(rows, key=lambda row: row.batch, default=None)
+    """At the smallest batch; of several the last."""
+    return min(reversed(rows), key=lambda row: row.batch, default=None)
 
 
 def _compared(ours: float, theirs: float, words: Words) -> str:

@@ -9,14 +9,15 @@ from markupsafe import Markup
 
 from pipeline.record.manifest import Manifest
 from pipeline.record.proof import Answered, ExecutedEngine, Fidelity, Times
+from pipeline.show.itinerary import duration
 from pipeline.show.page.findings import where
 from pipeline.show.page.svg import Line, Mark, bars, curve, intervals
 from pipeline.show.page.told import Damages, Inverted, Learned
 
 LAYERS = 12
 """Layers that a plot of damage shows; its table has all."""
-
-
+SMALL_KL = 1e-3
+"""Below which it is told to one digit more."""
 SPANS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """What a scale of shares may leave below 1."""
 
@@ -53,9 +54,9 @@ def _latency(manifest: Manifest) -> Iterator[Plot]:
     """Both models in turn: on ONNX Runtime, and where engines ran, beside the FP16 engine."""
     runtime, bits = manifest.verdict.runtimes.onnxruntime, manifest.bits
     says = f"Median on ONNX Runtime {runtime.version} ({where(manifest)}); the thin line ends at the 95th percentile."
-    for row in runtime.latency:
+    for number, row in enumerate(runtime.latency):
         sides = ("FP32", row.float32, "plain"), (bits, row.quantized, "small")
-        yield _times(f"latency-{row.batch}", f"Latency, batch {row.batch}", says, sides)
+        yield _times(f"latency-{number}", f"Latency, batch {row.batch}", says, sides)
     executed = [each for each in manifest.verdict.runtimes.engines if isinstance(each, ExecutedEngine)]
     for number, engine in enumerate(executed):
         for each in engine.latency:
@@ -70,14 +71,15 @@ def fidelity_plots(manifest: Manifest) -> list[Plot]:
     """Agreement, KL and top-1 by kind of picture and by model, with 95% intervals."""
     found = _answered(manifest)
     agreement, kl = [], []
+    top = max(one.kl if one.kl_interval[1] is None else one.kl_interval[1] for _, _, one in found)
+    digits = 5 if top < SMALL_KL else 4
     for name, kind, one in found:
         low, high = one.agreement_interval
         said = f"{100 * one.agreement:.1f}% ({100 * low:.1f}\N{EN DASH}{100 * high:.1f})"
         agreement.append(Mark(name, 100 * one.agreement, said, kind, 100 * low, 100 * high))
         least, most = one.kl_interval
-        between = "" if most is None else f" ({least:.4f}\N{EN DASH}{most:.4f})"
-        kl.append(Mark(name, one.kl, f"{one.kl:.4f}{between}", kind, least, most))
-    top = max(mark.reach[1] for mark in kl)
+        between = "" if most is None else f" ({least:.{digits}f}\N{EN DASH}{most:.{digits}f})"
+        kl.append(Mark(name, one.kl, f"{one.kl:.{digits}f}{between}", kind, least, most))
     plots = [
         _plot(
             _up_to_all(agreement), "agreement", "Same answer as the teacher",
@@ -143,8 +145,8 @@ def learning_plots(learned: Learned | None, damages: Damages | None) -> list[Plo
 
 def time_plots(manifest: Manifest) -> list[Plot]:
     """How long each stage took."""
-    marks = [Mark(stage.name, stage.seconds, _duration(stage.seconds)) for stage in manifest.stages]
-    whole = _duration(sum(stage.seconds for stage in manifest.stages))
+    marks = [Mark(stage.name, stage.seconds, duration(stage.seconds)) for stage in manifest.stages]
+    whole = duration(sum(stage.seconds for stage in manifest.stages))
     rows = [
         (stage.name, f"{stage.seconds:.1f}", str(len(stage.outputs)), stage.digest[:16]) for stage in manifest.stages
     ]
@@ -245,7 +247,3 @@ def _plot(draw: Drawn, name: str, title: str, says: str, marks: Sequence[Mark], 
 
 def _mb(size: int, digits: int = 2) -> str:
     return f"{size / 1e6:.{digits}f} MB"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from inversion.confidence import target_confidence
 from inversion.images import SparseImages
 from pipeline.record.manifest import Manifest, Output, StageRecord, read_manifest
 from pipeline.record.proof import Disputed, Gate
@@ -50,10 +51,10 @@ def judged(found: Manifest, **values: Any) -> Manifest:
     return dataclasses.replace(found, validation=dataclasses.replace(found.verdict, **values))
 
 
-def in_folder(folder: Path, images: SparseImages, labels: list[str]) -> Path:
+def in_folder(folder: Path, images: SparseImages, labels: list[str], method: str = "pri") -> Path:
     """A run folder with shards and the names of classes."""
     (folder / "images").mkdir(parents=True)
-    about = {"mean": "0.5 0.5 0.5", "std": "0.25 0.25 0.25", "method": "pri", "format": "patch-rebirth.images/1"}
+    about = {"mean": "0.5 0.5 0.5", "std": "0.25 0.25 0.25", "method": method, "format": "patch-rebirth.images/1"}
     channels = images.metadata["channels"]
     about |= {"mean": "0.5", "std": "0.25"} if channels == "1" else {}
     dataclasses.replace(images, metadata={**images.metadata, **about}).save(
@@ -83,6 +84,17 @@ def test_every_run_has_a_page_for_everyone(passed: bool, real: bool, engines: bo
     assert flaws_of(page) == []
     assert page.count("<img") == 2 + 4  # both disputes; three images and their mosaic
     assert ("What failed" in page) is not passed
+
+
+@pytest.mark.parametrize("method", ["smi", "dmi"])
+def test_a_method_of_one_image_has_a_page(method: str, tmp_path: Path) -> None:
+    """A picture a trajectory, and no mosaic of it."""
+    images = sparse_images(8)
+    folder = in_folder(tmp_path / "run", images[images.stage == 1], ["a", "b", "c", "d", "e"], method)
+    page = page_of(manifest(), folder)
+    assert flaws_of(page) == []
+    assert page.count("<img") == SHOWN
+    assert f">{method.upper()}</a>" in page
 
 
 def test_an_older_run_has_a_page(tmp_path: Path) -> None:
@@ -173,6 +185,9 @@ def test_gates_are_explained() -> None:
 def test_words_are_those_of_the_docs() -> None:
     """One source: made again with `python -m pipeline.show.page.glossary`. They are read without markup or links."""
     assert read_words() == words_of(CONCEPTS.read_text())
+    asked = re.findall(r'term\("([^"]*)"', WORDS.with_name("report.html").read_text())
+    assert len(asked) > 20
+    assert set(asked) <= read_words().keys()
     text = "### Q/DQ\n\nA [pair](x.md) of `nodes`\n([why](y.md)).\n\n## Group\n\n### Next\n\nMore.\n"
     assert words_of(text) == {"qdq": ("Q/DQ", "A pair of nodes."), "next": ("Next", "More.")}
 
@@ -230,11 +245,13 @@ def test_the_album_is_of_many_classes(tmp_path: Path) -> None:
     """The first trajectory of each, with the teacher's confidence image by image; class names where there are some."""
     teacher, images = small_teacher(), sparse_images(12)
     images = dataclasses.replace(images, labels=(images.trajectory // 2 % 5).int())
-    found = shown_of(teacher, images)
+    found = shown_of(teacher, images[torch.randperm(len(images))])
     assert [each.trajectory for each in found] == [0, 1, 2, 4, 6, 8]
     assert [each.label for each in found] == [0, 0, 1, 2, 3, 4]
     assert all(len(each.confidence) == 3 and 0 <= each.mosaic <= 1 for each in found)
-    mosaic = images[images.trajectory == 4].mosaics()
+    rows = images[images.trajectory == 4]
+    assert found[3].confidence == pytest.approx(target_confidence(teacher, rows).tolist(), abs=1e-4)
+    mosaic = rows.mosaics()
     assert found[3].mosaic == pytest.approx(float(teacher.logits(mosaic).softmax(1)[0, 2]), abs=1e-4)
     (tmp_path / "preprocess.json").write_text(json.dumps({"labels": ["tench, Tinca tinca", "1"]}))
     labels = Labels(tmp_path)
