@@ -190,12 +190,10 @@ def _in_points(whole: dict[str, Any]) -> dict[str, Any]:
     """With the limit of agreement, where its recipe sets one, in percent points."""
     recipe = whole.get("recipe")
     limits = recipe.get("validation") if isinstance(recipe, dict) else None
-    if not isinstance(recipe, dict) or not isinstance(limits, dict):
-        return whole
-    share = limits.get("min_agreement")
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        return whole
-    return {**whole, "recipe": {**recipe, "validation": {**limits, "min_agreement": 100 * share}}}
+    share = limits.get("min_agreement") if isinstance(limits, dict) else None
+    if recipe and limits and isinstance(share, int | float) and 0 < share <= 1:
+        whole = {**whole, "recipe": {**recipe, "validation": {**limits, "min_agreement": 100 * share}}}
+    return whole
 
 
 def write_manifest(manifest: Manifest) -> bytes:

@@ -19,7 +19,7 @@ Checkpoint = Annotated[
 ]
 CheckpointKey = Annotated[
     str | None,
-    typer.Option(help="Which weights, where the checkpoint holds several, as in model_ema; none by default."),
+    typer.Option(help="Which weights, where a checkpoint holds several, as in model_ema; none by default."),
 ]
 Mean = Annotated[str | None, typer.Option(help="Of the pixels in 0..1, as in 0.5,0.5,0.5; the teacher's by default.")]
 Std = Annotated[str | None, typer.Option(help="The same, the teacher's by default.")]

@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from export.edge.exactness import largest_products
 from export.edge.registry import ENGINES, RUNTIMES
 from inversion.teacher import DIGITS_WEIGHTS
 from pipeline import cli
-from pipeline.recipe.resolve import READS
+from pipeline.recipe.resolve import EFFORTS, READS, header, make_recipe
 from pipeline.run.stages import invert
 from pipeline.show import doctor
+from pipeline.verbs.build import build
 from pipeline.verbs.options import parse_archs
 from tests.shell import run
 
@@ -296,6 +298,28 @@ def test_help_is_light_and_lists_every_verb() -> None:
     verbs = help_.stdout.split("Commands:\n")[1].split("\n\n")[0]
     assert tuple(line.split()[0] for line in verbs.splitlines()) == VERBS
     assert "..." not in verbs
+
+
+def test_help_of_build_says_every_default(capfd: pytest.CaptureFixture[str]) -> None:
+    """And what each effort takes and gives, in the words of its preset."""
+    assert run("build --help") == 0
+    out = " ".join(capfd.readouterr().out.split())
+    for effort in EFFORTS:
+        for line in header(effort):
+            assert " ".join(line.split()) in out
+    for parameter in inspect.signature(build).parameters.values():
+        option = typing.get_args(typing.get_type_hints(build, include_extras=True)[parameter.name])[1]
+        needed = parameter.name in ("teacher", "bits") or parameter.default in (False, "auto")
+        assert needed or parameter.name == "uint8_input" or "default" in option.help, parameter.name
+
+
+def test_headers_of_presets_say_what_is_in_them() -> None:
+    """Images and iterations are those of the values below."""
+    for effort in EFFORTS:
+        inversion = make_recipe({"teacher": "t", "bits": "w4a8", "effort": effort}).inversion
+        words = " ".join(header(effort)).replace(",", "")
+        assert f"{inversion.trajectories} trajectories" in words
+        assert effort == "standard" or f"{inversion.iterations} iterations" in words
 
 
 @pytest.mark.parametrize(

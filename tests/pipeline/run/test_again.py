@@ -208,7 +208,7 @@ def test_interruption_leaves_no_verdict(w4a8: str, copy: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device", "model.onnx")
 
     monkeypatch.setattr("pipeline.run.stages.export.export_quantized", stopped)
-    assert run(f"{w4a8} --set bits=w8a8 --out {copy} --arch sm89") == 3
+    assert run(f"{w4a8} --set bits=w8a8 --out {copy} --arch sm89 --force --from quantize") == 3
     found = manifest(copy)
     assert found["validation"] is None
     assert found["recipe"]["bits"] == "w8a8"
@@ -222,13 +222,90 @@ def test_other_bits_run_quantization_and_all_after(w4a8: str, copy: Path, monkey
     """8-bit weights from the same images: no INT4 file, no stale engine, larger integers."""
     # the float model does not depend on bits, and takes seconds
     monkeypatch.setattr(EXPORT_FLOAT, lambda *_: None)
-    assert run(f"{w4a8} --set bits=w8a8 --out {copy} --arch none") == 0
+    assert run(f"{w4a8} --set bits=w8a8 --out {copy} --arch none --force --from quantize") == 0
     assert cached(copy) == {name: name == "invert" for name in STAGES}
     gone = {"model.int4.onnx", "model.tensorrt.onnx", ENGINE, f"{ENGINE}.json"}
     assert files(copy) == FILES - gone - {f"deploy/{name}" for name in gone}
     assert manifest(copy)["validation"]["runtimes"]["tensorrt"] is None
     weight = initializers(copy / "model.onnx")["blocks.0.mlp.fc1.weight"]
     assert np.abs(numpy_helper.to_array(weight).astype(int)).max() > 100
+
+
+def states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file, as `ls -l` tells them."""
+    return {name: ((folder / name).stat().st_size, (folder / name).stat().st_mtime_ns) for name in files(folder)}
+
+
+@pytest.mark.parametrize("more", ["", "--from quantize", "--dry-run", "--dry-run --json -"])
+def test_another_scheme_replaces_no_run_unasked(
+    w4a8: str, copy: Path, capfd: pytest.CaptureFixture[str], more: str
+) -> None:
+    """Other bits in a folder where a run lies: exit code 2, what would be lost and how to go on; nothing is touched."""
+    before = states(copy)
+    assert run(f"{w4a8} --set bits=w8a8 --out {copy} {more}") == 2
+    assert states(copy) == before
+    out, err = capfd.readouterr()
+    assert not out
+    name = manifest(copy)["teacher"]["name"]
+    assert err == (
+        f"error: run folder {str(copy)!r} holds {name} w4a8 (passed), and its models and report would be replaced by "
+        f"{name} w8a8: give another --out, or --force, --from quantize beside it to keep its images.\n"
+    )
+
+
+def test_another_teacher_replaces_no_run_unasked(w4a8: str, copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its images would go too, also of a run that is not finished; where no stage is done nothing would be lost."""
+    found = {**manifest(copy), "teacher": {**manifest(copy)["teacher"], "sha256": "0" * 64}, "validation": None}
+    (copy / "manifest.json").write_text(json.dumps({**found, "stages": found["stages"][:1]}))
+    assert run(f"{w4a8} --out {copy}") == 2
+    assert "(not finished), and its images, models and report would be replaced" in capfd.readouterr().err
+    (copy / "manifest.json").write_text(json.dumps({**found, "stages": []}))
+    assert run(f"{w4a8} --out {copy} --dry-run") == 0
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are measured less well, which no test minds."""
+    for name in ("BUDGET_S", "BATCH_BUDGET_S"):
+        monkeypatch.setattr(f"pipeline.run.pace.{name}", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_dry_run_tells_what_would_run_and_touches_nothing(
+    w4a8: str, copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a finished run nothing runs, and with --from a part; the plan is a result, as text or as JSON."""
+    before, line = states(copy), f"{w4a8} --out {copy} --arch sm89 --dry-run"
+    assert run(f"{line} --json {tmp_path / 'plan.json'}") == 0
+    text = capfd.readouterr().out
+    assert "stage 1:  invert, unchanged, is not run again" in text
+    assert "in all:   about 0 seconds" in text
+    assert json.loads((tmp_path / "plan.json").read_text())["seconds"] == 0
+    assert run(f"{line} --from engine --json -") == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert [stage["name"] for stage in plan["stages"] if stage["unchanged"]] == STAGES[:3]
+    assert all(stage["seconds"] > 0 for stage in plan["stages"][3:])
+    assert states(copy) == before
+    assert (plan["bits"], plan["folder"], plan["images"]) == ("w4a8", str(copy), 32)
+    assert not plan["disk_bytes"] > plan["disk_free_bytes"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_dry_run_counts_what_an_interrupted_run_left(
+    w4a8: str, copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the shards cost half; of a new folder all stages run, and it is not made."""
+    told = []
+    (copy / "manifest.json").unlink()
+    for folder in (tmp_path / "new", copy):
+        (copy / "images" / "shard-00001.safetensors").unlink(missing_ok=True)
+        assert run(f"{w4a8} --out {folder} --arch none --dry-run --json -") == 0
+        plan = json.loads(capfd.readouterr().out)
+        assert not any(stage["unchanged"] for stage in plan["stages"])
+        told.append([stage["seconds"] for stage in plan["stages"]])
+    assert not (tmp_path / "new").exists()
+    assert told[1][0] < told[0][0]
+    assert told[0][3] == 0  # no engine
 
 
 def test_a_gate_that_fails_is_exit_code_1(
@@ -250,12 +327,20 @@ def test_a_gate_that_fails_is_exit_code_1(
     assert not err
 
 
-def test_validate_judges_again(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It really runs, obeys its gates for this once, rewrites verdict, report and junit.xml, touches no model file."""
+def test_validate_judges_again(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It really runs, obeys its gates for this once, rewrites verdict, report and junit.xml, touches no model file.
+    With --json - a program has stdout for itself; summaries of several steps stand one behind another."""
     before, recipe = outputs(copy), manifest(copy)["recipe"]
-    assert run(f"validate {copy} --quiet") == 0
+    assert run(f"validate {copy} --quiet --summary-md {tmp_path / 's.md'}") == 0
     assert cached(copy)["validate"] is False
-    assert run(f"validate {copy} --quiet --set validation.max_kl=1e-9") == 1
+    capfd.readouterr()
+    line = f"validate {copy} --quiet --set validation.max_kl=1e-9 --json - --summary-md {tmp_path / 's.md'}"
+    assert run(line) == 1
+    out, err = capfd.readouterr()
+    assert json.loads(out) == manifest(copy)["validation"]
+    assert "gate synthetic_kl" in err
+    heads = [line for line in (tmp_path / "s.md").read_text().splitlines() if line.startswith("## ")]
+    assert [head.partition(" to w4a8: ")[2].partition(",")[0] for head in heads] == ["passed", "failed: synthetic_kl"]
     assert gates(copy / "junit.xml")["synthetic_kl"] is False
     assert manifest(copy)["recipe"] == recipe
     assert '<span class="failed">failed</span>' in (copy / "report.html").read_text()

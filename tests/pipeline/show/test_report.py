@@ -28,8 +28,10 @@ from pipeline.record.proof import (
     Verdict,
 )
 from pipeline.show.display import Display, result_rows
+from pipeline.show.itinerary import Itinerary, duration
 from pipeline.show.junit import write_junit
 from pipeline.show.report import write_report
+from pipeline.show.summary import append_summary
 
 
 def fidelity(n: int, agreement: float, kl: float = 0.0123, **more: Any) -> Fidelity:
@@ -183,10 +185,52 @@ def test_report_escapes_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_junit_counts_failures(passed: bool, tmp_path: Path) -> None:
-    """One test case a gate; a failed one says its value and its limit."""
+    """One test case a gate, with its value and its limit; what was judged stands in the properties."""
     write_junit(manifest(passed=passed), tmp_path / "j.xml")
     suite = ET.parse(tmp_path / "j.xml").getroot()
     assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "0" if passed else "1")
-    assert [case.get("name") for case in suite] == ["synthetic_kl", "real_agreement"]
+    assert [case.get("name") for case in suite.iter("testcase")] == ["synthetic_kl", "real_agreement"]
+    limit = 75 if passed else 100
+    assert [case.findtext("system-out") for case in suite.iter("testcase")] == [
+        "value 0.01234, limit 0.5", f"value 99.8, limit {limit}",
+    ]  # fmt: skip
+    told = {each.get("name"): each.get("value") for each in suite.iter("property")}
+    found = manifest(passed=passed)
+    assert told["teacher"] == found.teacher.name
+    assert told["bits"] == "w4a8"
+    assert {told[f"digest.{stage.name}"] for stage in found.stages} == {stage.digest for stage in found.stages}
+    assert suite.get("time") == f"{sum(stage.seconds for stage in found.stages):.3f}"
     failures = [failure.get("message") for failure in suite.iter("failure")]
     assert failures == ([] if passed else ["99.8 misses the limit 100"])
+
+
+def test_a_summary_is_markdown(tmp_path: Path) -> None:
+    """Headline, results and gates, those that failed first; what would be markup of its own is none."""
+    append_summary(manifest(passed=False, name="a|<b>"), tmp_path / "s.md", tmp_path)
+    lines = (tmp_path / "s.md").read_text().splitlines()
+    assert lines[0] == "## a\\|&lt;b> to w4a8: failed: real_agreement"
+    assert lines.index("| real_agreement | 99.8 | 100 | **failed** |") + 1 == lines.index(
+        "| synthetic_kl | 0.01234 | 0.5 | passed |"
+    )
+    columns = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert columns == {4, 5}
+
+
+def test_what_is_left_follows_how_fast_it_went(capfd: pytest.CaptureFixture[str]) -> None:
+    """A machine that takes twice as long for the first stage is expected to do so in the others; what is unchanged
+    does not count, and nobody waits for less than nothing."""
+    now = 0.0
+    stages = Itinerary({"invert": 60, "quantize": 30, "export": 10}, lambda: now)
+    stages.begin("invert")
+    now = 20.0
+    assert (stages.place, stages.left) == ("stage 1 of 3", 80)
+    now = 120.0
+    stages.begin("quantize")
+    assert (stages.place, stages.left) == ("stage 2 of 3", 80)
+    now = 500.0
+    assert stages.left == 20
+    display = Display()
+    display.follow({"invert": 0, "quantize": 30})
+    display.begins("quantize")
+    assert capfd.readouterr().err == "stage 2 of 2: quantize; 30 seconds to the end\n"
+    assert [duration(seconds) for seconds in (3, 200, 7200)] == ["3 seconds", "3.3 minutes", "2.0 hours"]
