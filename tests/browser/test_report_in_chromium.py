@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.record.proof import Answered
 from pipeline.show.page.page import page_of
 from tests.pipeline.show.test_page import DISPUTED, in_folder, judged, with_stages
 from tests.pipeline.show.test_report import manifest
@@ -18,7 +19,7 @@ if CHROMIUM is None:
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra [browser]")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra [browser]")
 
-WIDE, PHONE = (1280, 900), (400, 800)
+WIDE, PHONE, SMALLEST = (1280, 900), (400, 800), (320, 600)
 OVERLAPS = """[...document.querySelectorAll('svg .name')].filter((name) => {
   const value = name.nextElementSibling;
   return name.getBoundingClientRect().right > value.getBoundingClientRect().left;
@@ -31,7 +32,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of a page with all that a page may have: pictures, disputes, failed gates, a long name."""
     folder = in_folder(tmp_path_factory.mktemp("page") / "run", sparse_images(8), ["a", "b", "c", "d", "e"])
     found = with_stages(manifest(passed=False, name="vit_base_patch16_rope_reg1_gap_256.sbb_in1k"), "model.onnx")
-    (folder / "report.html").write_text(page_of(judged(found, disputed=DISPUTED), folder))
+    graph = Answered(found.verdict.synthetic, found.verdict.real)
+    (folder / "report.html").write_text(page_of(judged(found, disputed=DISPUTED, engine_graph=graph), folder))
     return (folder / "report.html").as_uri()
 
 
@@ -43,8 +45,9 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark"), (SMALLEST, "light")]
+)
 def test_the_page_is_for_everyone(size: tuple[int, int], scheme: str, address: str, browser: Any) -> None:
     """No sideways scrolling, no words over words, nothing on the console, no request, nothing that axe finds; with all
     details open too."""

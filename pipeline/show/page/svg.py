@@ -140,10 +140,12 @@ def _dot(x: float, y: float, kind: str, radius: int) -> Markup:
 
 
 def _words(mark: Mark, row: int) -> Markup:
-    """Its name on the left, its value on the right."""
-    return Markup('<text class="name" x="0" y="{0}">{1}</text><text class="value" x="100%" y="{0}">{2}</text>').format(
-        row * ROW + 14, mark.name, mark.said
-    )
+    """Its name on the left, its value on the right; what stands there in brackets goes where the screen is narrow."""
+    value, bracket, more = mark.said.partition(" (")
+    return Markup(
+        '<text class="name" x="0" y="{0}">{1}</text>'
+        '<text class="value" x="100%" y="{0}">{2}<tspan class="more">{3}</tspan></text>'
+    ).format(row * ROW + 14, mark.name, value, bracket + more)
 
 
 def _rect(left: float, right: float, top: int, kind: str) -> Markup:
