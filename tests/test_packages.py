@@ -15,6 +15,7 @@ from tests.edge_install import PROJECT, ROOT, on_an_edge
 
 EDGE = [Requirement(line) for line in PROJECT["optional-dependencies"]["edge"]]
 GPU = "onnxruntime-gpu"
+OF_DEVELOPERS = ("dev", "docs", "browser")
 
 
 def test_an_edge_install_is_part_of_the_default_one() -> None:
@@ -40,7 +41,7 @@ def asked(*parts: str) -> set[str]:
 def test_every_package_is_known() -> None:
     """Doctor tells what each dependency and each extra's package would bring, and which are an edge install's."""
     named = {part: {each.name for each in PACKAGES if each.part == part} for part in ("edge", "default", "added")}
-    extras = PROJECT["optional-dependencies"].keys() - {"dev", "docs", "edge"}
+    extras = PROJECT["optional-dependencies"].keys() - {"edge", *OF_DEVELOPERS}
     assert named["edge"] == asked("edge")
     assert named["default"] == asked("dependencies") - asked("edge") - {"pyarrow"}
     assert named["added"] >= asked(*extras) | {"pyarrow"}
