@@ -72,6 +72,7 @@ def test_a_missing_package_is_the_machines_matter(monkeypatch: pytest.MonkeyPatc
     assert (code, sentence) == (3, "pyarrow is not installed: pip install 'pyarrow>=18'.")
     assert explain(ModuleNotFoundError("No module named 'sympy'", name="sympy"))[1] == 3
     assert explain(ModuleNotFoundError("No module named 'export.nothing'", name="export.nothing"))[1] == 70
+    assert explain(RuntimeError("operator torchvision::nms does not exist"))[1] == 3
     monkeypatch.setattr(packages.Package, "missing", True)
     everything = missing_sentence("onnx") or ""
     assert all(each.name in everything for each in PACKAGES if each.part == "edge" and each.name not in OPTIONAL)
