@@ -122,5 +122,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, RuntimeError) and "CUDA error" in str(error):
         why = str(error).splitlines()[0].removeprefix("CUDA error: ").rstrip(". ")
         return f"the GPU stopped answering ({why}): look at it with nvidia-smi, then run the same command again.", 3
+    if isinstance(error, RuntimeError) and str(error).startswith("operator torchvision::"):
+        return "torchvision does not go with this torch: install both from one place, as docs/install.md says.", 3
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"the program itself is at fault ({what}): run it with {DEBUG} and report what it prints.", UNFORESEEN

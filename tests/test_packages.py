@@ -15,6 +15,7 @@ from tests.edge_install import PROJECT, ROOT, on_an_edge
 
 EDGE = [Requirement(line) for line in PROJECT["optional-dependencies"]["edge"]]
 GPU = "onnxruntime-gpu"
+OF_DEVELOPERS = ("dev", "docs", "browser")
 
 
 def test_an_edge_install_is_part_of_the_default_one() -> None:
@@ -40,7 +41,7 @@ def asked(*parts: str) -> set[str]:
 def test_every_package_is_known() -> None:
     """Doctor tells what each dependency and each extra's package would bring, and which are an edge install's."""
     named = {part: {each.name for each in PACKAGES if each.part == part} for part in ("edge", "default", "added")}
-    extras = PROJECT["optional-dependencies"].keys() - {"dev", "docs", "edge"}
+    extras = PROJECT["optional-dependencies"].keys() - {"edge", *OF_DEVELOPERS}
     assert named["edge"] == asked("edge")
     assert named["default"] == asked("dependencies") - asked("edge") - {"pyarrow"}
     assert named["added"] >= asked(*extras) | {"pyarrow"}
@@ -71,6 +72,7 @@ def test_a_missing_package_is_the_machines_matter(monkeypatch: pytest.MonkeyPatc
     assert (code, sentence) == (3, "pyarrow is not installed: pip install 'pyarrow>=18'.")
     assert explain(ModuleNotFoundError("No module named 'sympy'", name="sympy"))[1] == 3
     assert explain(ModuleNotFoundError("No module named 'export.nothing'", name="export.nothing"))[1] == 70
+    assert explain(RuntimeError("operator torchvision::nms does not exist"))[1] == 3
     monkeypatch.setattr(packages.Package, "missing", True)
     everything = missing_sentence("onnx") or ""
     assert all(each.name in everything for each in PACKAGES if each.part == "edge" and each.name not in OPTIONAL)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from export.edge.gpu import local_arch
 from export.edge.registry import ENGINES, RUNTIMES, available_backend, find_engine_backend, find_runtime
@@ -154,7 +155,7 @@ def _run(name: str, model: Path) -> Tried:
         with backend.open(model, threads=1) as runtime:
             (found,) = runtime.run({"x": np.full((1, SIDE, SIDE), largest, np.float32)}).values()
     except PatchRebirthError as error:
-        return Tried(said, False, str(error).partition(": run `pipeline doctor`")[0])
+        return Tried(said, False, shorten(str(error).partition(": run `pipeline doctor`")[0], 160, placeholder=" ..."))
     except ModuleNotFoundError as error:
         return Tried(said, False, f"{error.name} is missing")
     right = np.allclose(found, SIDE * largest**2, rtol=1e-2)  # bfloat16 has 8 bits
@@ -183,7 +184,7 @@ def _parse(name: str, model: Path) -> Tried:
 def _gpu() -> str:
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):
         arch = local_arch()
         return f"{arch}, by its driver" if arch else "none; engines are built but not executed"
     if not torch.cuda.is_available():
@@ -201,6 +202,9 @@ def _with_torch() -> tuple[str, str]:
         from inversion.teacher import DIGITS_VIT, load_teacher
     except ModuleNotFoundError:
         return NEEDS_TORCH, NEEDS_TORCH
+    except (ImportError, OSError, RuntimeError) as error:  # as of a torchvision that is of another torch
+        said = f"torch, torchvision and timm do not load together, {error}: install them anew, of one kind"
+        return said, said
     device = choose_device()
     precision = str(choose_precision("auto", device)).removeprefix("torch.")
     teacher = load_teacher(DIGITS_VIT)

@@ -265,7 +265,7 @@ def test_an_engine_whose_backend_is_missing_is_refused(engine: Path) -> None:
 def test_without_cuda_bindings_it_is_said_what_to_install(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything else is here."""
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(MachineError, match="through cuda-bindings: install that package"):
+    with pytest.raises(MachineError, match="through cuda-bindings: pip install cuda-bindings"):
         opened(engine)
 
 
