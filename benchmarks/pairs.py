@@ -52,7 +52,7 @@ LATER = {
     "target": ("{run}", "{run}/model.onnx --teacher digits_vit --bits w4a4", "{out}/model.onnx --teacher digits_vit "
                "--bits w4a4", "{out}/model.onnx --against {out}/model.fp32.onnx --bits w4a4"),
     "judges": ("", "--val-data {data}/folder", "--val-data {data}/a.parquet", "--set validation.pictures=120"),
-    "written": ("", "--json {run}/v.json --junit {run}/v.xml"),
+    "written": ("", "--json {run}/v.json --junit {run}/v.xml", "--json - --summary-md {run}/s.md"),
 }  # fmt: skip
 SMALL = (
     "--teacher digits_vit --effort quick --quiet --set inversion.images=56 --set inversion.iterations=24 "
@@ -88,7 +88,7 @@ def pairs(row: Row, names: list[str]) -> Iterator[tuple[tuple[str, str], tuple[s
 
 
 def commands(row: Row, data: Path, folder: Path) -> Iterator[str]:
-    """The four commands of a row."""
+    """The commands of a row: what the build would do, the build, and what comes after it."""
     run, out = folder / "run", folder / "out"
     places = {"data": data, "run": run, "out": out}
 
@@ -99,6 +99,7 @@ def commands(row: Row, data: Path, folder: Path) -> Iterator[str]:
             words = words.replace(f"{{{name}}}", str(path))
         return words
 
+    yield f"build {SMALL} {chosen(BUILD)} --out {run} --dry-run --json {folder}/plan.json"
     yield f"build {SMALL} {chosen(BUILD)} --out {run}"
     yield (
         f"export --teacher digits_vit --quantized {run}/quantized.safetensors --out {out} --quiet {chosen(('export',))}"

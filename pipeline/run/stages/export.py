@@ -22,7 +22,7 @@ from pipeline.run.stage import Stage, StageResult
 OUTPUT = {"name": "logits", "dtype": "float32", "rule": "a number a class, in class order; softmax is not applied"}
 
 
-EXPORT, EXPORT_BLOCK = 2e6, 4e5
+EXPORT, EXPORT_BLOCK = 1e6, 3.7e5
 """What the exporter takes, and what more for a block, in calls of torch (`Pace.call`)."""
 
 

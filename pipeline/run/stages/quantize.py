@@ -39,7 +39,7 @@ class Described(TypedDict):
     history: list[dict[str, float]]
 
 
-LOADING = 2.5e6
+LOADING = 1.5e6
 """What loading ModelOpt takes, and copying the teacher, in calls of torch (`Pace.call`)."""
 QUANTIZED_FORWARD = 1.5
 """A picture through the model with quantizers, over the teacher's own time."""

@@ -126,9 +126,14 @@ def test_what_cannot_be_deployed_is_refused(copy: Path, tmp_path: Path, capfd: p
     assert not (tmp_path / "out").exists()
 
 
-def test_second_run_is_free(w4a8: str, copy: Path, built: Path) -> None:
-    """The same command again runs no stage and gives the same files and verdict."""
-    assert run(f"{w4a8} --out {copy} --arch sm89") == 0
+def test_second_run_is_free(w4a8: str, copy: Path, built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same command again runs no stage and gives the same files and verdict; it says so first, and in the end what
+    to open and what to copy. With --json - a program has stdout for itself."""
+    assert run(f"{w4a8.replace('--quiet', '')} --out {copy} --arch sm89 --json -") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == manifest(built)["validation"]
+    assert err.count(", unchanged, is not run again\n") == len(STAGES)
+    assert f"run folder: {copy}; open {copy / 'report.html'}, copy {copy / 'deploy'} to the device\n" in err
     assert cached(copy) == dict.fromkeys(STAGES, True)
     assert outputs(copy) == outputs(built)
     assert manifest(copy)["validation"] == manifest(built)["validation"]
