@@ -122,7 +122,7 @@ def _tried(place: Path, folder: Path, run: Path, commands: Sequence[str]) -> Ite
         done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
         code = -1 if "Traceback" in done.stderr else done.returncode
         told = (done.stdout if code == 0 else done.stderr).strip().splitlines() or [""]
-        said = told[-1].replace(str(folder), "").replace(f"{run}/", "")[:300]
+        said = told[-1].replace(str(folder), "").replace(f"{run}/", "").replace(str(run), run.name)[:300]
         found = Said(command.format(run=run.name), code, round(time.perf_counter() - began, 1), said)
         print(found, file=sys.stderr, flush=True)
         yield found
