@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
+import sys
 
 import pytest
 from packaging.requirements import Requirement
@@ -53,6 +55,17 @@ def test_lines_that_install() -> None:
     assert install_line([named["onnx"], named["rich"]]) == "pip install 'onnx>=1.18' 'rich>=14'"
     assert install_line([named["onnx"], named["timm"]]) == "pip install patch-rebirth"
     assert install_line([named["ray"]]) == "pip install 'ray[train]>=2.50'"
+
+
+def test_the_line_for_everything_leaves_one_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edge install's ONNX Runtime goes where the one for GPUs would lie on top of it, and nowhere else."""
+    torch = next(each for each in PACKAGES if each.name == "torch")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.31.1")
+    monkeypatch.setattr(sys, "platform", "linux")
+    for machine, line in (("x86_64", "pip uninstall -y onnxruntime && pip install patch-rebirth"),
+                          ("aarch64", "pip install patch-rebirth")):  # fmt: skip
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        assert install_line([torch]) == line
 
 
 def test_lines_name_packages_where_the_project_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import platform
 import re
 import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -72,7 +74,7 @@ def install_line(packages: Iterable[Package]) -> str:
     """What to type for `packages`. What the default install alone brings comes with all of it."""
     named = list(packages)
     if any(package.part == "default" for package in named):
-        return f"pip install {PROJECT}"
+        return f"{'pip uninstall -y onnxruntime && ' if _two_runtimes() else ''}pip install {PROJECT}"
     wanted = _requirements()
     return shlex.join(["pip", "install", *(wanted.get(package.name, package.name) for package in named)])
 
@@ -89,6 +91,15 @@ def missing_sentence(module: str) -> str | None:
         lacking = [package]
     names = ", ".join(each.name for each in lacking)
     return f"{names} {'are' if lacking[1:] else 'is'} not installed: {install_line(lacking)}."
+
+
+def _two_runtimes() -> bool:
+    """Whether the default install would put its ONNX Runtime, for GPUs, where an edge install's lies."""
+    try:
+        importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return platform.machine() == "AMD64" or (platform.machine() == "x86_64" and sys.platform == "linux")
 
 
 def _requirements() -> dict[str, str]:
