@@ -9,6 +9,7 @@ machine that other work shares, `--cpu` lets both count the process's own CPU se
 from __future__ import annotations
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ def compare(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return {
         "expected_s": expected, "real_s": real, "expected_over_real": round(ratio, 3),
         "planning_s": round(planning, 1), "expected_memory_bytes": plan.memory_bytes,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "expected_disk_bytes": plan.disk_bytes, "disk_bytes": _size(folder), "threads": plan.threads,
     }  # fmt: skip
 

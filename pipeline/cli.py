@@ -103,8 +103,8 @@ def _how_to_go_on(words: list[str]) -> str:
     """What a stopped command leaves for the next; nothing where it begins anew."""
     if not GO_ON & set(words[:1]):
         return ""
-    anew = [word for word in words if word.partition("=")[0] in ("--force", "--from")]
-    return f": the same command without {anew[0]} goes on from here" if anew else ": the same command goes on from here"
+    anew = " and ".join(flag for flag in ("--force", "--from") if flag in {word.partition("=")[0] for word in words})
+    return f": the same command without {anew} goes on from here" if anew else ": the same command goes on from here"
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -351,6 +351,18 @@ def test_usage_errors_are_typers(capfd: pytest.CaptureFixture[str]) -> None:
     assert "--bit" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "the same command goes on"), (["--force"], "the same command without --force goes on"),
+        (["--force", "--from=quantize"], "the same command without --force and --from goes on"),
+    ],
+)  # fmt: skip
+def test_a_stopped_build_says_how_to_go_on(flags: list[str], said: str) -> None:
+    """What began it anew is to be left out, or it would begin anew again."""
+    assert cli._how_to_go_on(["build", "--bits", "w4a8", *flags]) == f": {said} from here"
+
+
 def test_archs_are_read_once_each() -> None:
     """`none` builds nothing; blanks and repeats do not count."""
     assert parse_archs("sm86, sm89,sm86") == ("sm86", "sm89")
