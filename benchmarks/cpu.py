@@ -98,7 +98,8 @@ def described(mine: list[float], float32: list[float]) -> dict[str, float]:
 
 
 def kernels(run: Path) -> Iterator[dict[str, Any]]:
-    """Milliseconds by operator of each file on ONNX Runtime, batch 1, with one thread and with two."""
+    """Milliseconds by operator of each file on ONNX Runtime, batch 1, with one thread and with two; and how many nodes
+    of it share their work among two, which no load changes."""
     names = ["model.fp32.onnx", "model.onnx", *([ORT_GRAPH] if (run / ORT_GRAPH).is_file() else [])]
     for name in names:
         by_threads = [profiled(run / name, threads) for threads in THREADS]
@@ -106,7 +107,7 @@ def kernels(run: Path) -> Iterator[dict[str, Any]]:
         yield {
             "file": name,
             "operators": {
-                operator: {"nodes": by_threads[0][operator]["nodes"]}
+                operator: {key: by_threads[-1][operator][key] for key in ("nodes", "shared")}
                 | {f"ms_{threads}": found[operator]["ms"] for threads, found in zip(THREADS, by_threads, strict=True)}
                 for operator in operators
             },
@@ -117,17 +118,25 @@ def profiled(path: Path, threads: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", PROFILE, str(path), str(threads), folder, str(PROFILED_RUNS)]
         subprocess.run(command, check=True)
-        (told,) = Path(folder).iterdir()
-        events = json.loads(told.read_text())
+        (written,) = Path(folder).iterdir()
+        events = json.loads(written.read_text())
     times: dict[tuple[str, str], list[float]] = {}
+    shared: set[str] = set()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
-    milliseconds, nodes = Counter[str](), Counter[str]()
-    for (operator, _), each in times.items():
+            told = event["args"].get("thread_scheduling_stats")  # nothing where there is one thread
+            if told and told["main_thread"]["block_size"]:  # of each loop that it shared out
+                shared.add(event["name"])
+    milliseconds, nodes, shares = Counter[str](), Counter[str](), Counter[str]()
+    for (operator, name), each in times.items():
+        shares[operator] += name in shared
         milliseconds[operator] += float(np.percentile(each, QUIET))  # type: ignore[assignment] # typed for counts
         nodes[operator] += 1
-    return {operator: {"nodes": nodes[operator], "ms": milliseconds[operator]} for operator in nodes}
+    return {
+        operator: {"nodes": nodes[operator], "shared": shares[operator], "ms": milliseconds[operator]}
+        for operator in nodes
+    }
 
 
 PROFILE = """
@@ -167,11 +176,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def kernel_table(profiles: list[dict[str, Any]]) -> Table:
-    shown = Table("file", "operator", "nodes", *(f"ms, {threads} threads" for threads in THREADS))
+    columns = ("file", "operator", "nodes", "shared among 2", *(f"ms, {threads} threads" for threads in THREADS))
+    shown = Table(*columns)
     for profile in profiles:
         for operator, one in list(profile["operators"].items())[:12]:
             times = (f"{one[f'ms_{threads}']:.2f}" for threads in THREADS)
-            shown.add_row(profile["file"], operator, str(one["nodes"]), *times)
+            shown.add_row(profile["file"], operator, str(one["nodes"]), str(one["shared"]), *times)
     return shown
 
 

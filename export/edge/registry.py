@@ -29,7 +29,7 @@ def _onnx_runtime(name: str, provider: str) -> Backend:
 def _openvino() -> Backend:
     openvino = available(OPENVINO)
     if openvino is None:
-        raise MachineError("OpenVINO is not installed: pip install 'patch-rebirth[openvino]', or use cpu.")
+        raise MachineError("OpenVINO is not installed: pip install openvino, or use cpu.")
     from export.edge.openvino_runtime import OpenVino
 
     return OpenVino(openvino)
