@@ -17,9 +17,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,46 +97,52 @@ def described(mine: list[float], float32: list[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
+@dataclass
+class Kernel:
+    """A node in a profile: its operator, milliseconds, and whether it shares its loop among threads."""
+
+    operator: str
+    ms: float
+    shared: bool
+
+
 def kernels(run: Path) -> Iterator[dict[str, Any]]:
-    """Milliseconds by operator of each file on ONNX Runtime, batch 1, with one thread and with two; and how many nodes
-    of it share their work among two, which no load changes."""
+    """Of each file on ONNX Runtime, batch 1: milliseconds by operator with one thread and with two, how many nodes
+    share their work among two (which no load changes), and what the others take, `alone_ms`, of `all_ms` with one."""
     names = ["model.fp32.onnx", "model.onnx", *([ORT_GRAPH] if (run / ORT_GRAPH).is_file() else [])]
     for name in names:
-        by_threads = [profiled(run / name, threads) for threads in THREADS]
-        operators = sorted(by_threads[0], key=lambda operator: -by_threads[0][operator]["ms"])
-        yield {
-            "file": name,
-            "operators": {
-                operator: {key: by_threads[-1][operator][key] for key in ("nodes", "shared")}
-                | {f"ms_{threads}": found[operator]["ms"] for threads, found in zip(THREADS, by_threads, strict=True)}
-                for operator in operators
-            },
-        }
+        one, two = (profiled(run / name, threads) for threads in THREADS)
+        alone = sum(kernel.ms for node, kernel in one.items() if not two[node].shared)
+        operators: dict[str, dict[str, float]] = {}
+        for node, kernel in one.items():
+            row = operators.setdefault(kernel.operator, {"nodes": 0, "shared": 0, "ms_1": 0.0, "ms_2": 0.0})
+            for key, value in (("nodes", 1), ("shared", two[node].shared), ("ms_1", kernel.ms), ("ms_2", two[node].ms)):
+                row[key] += value
+        found = dict(sorted(operators.items(), key=lambda each: -each[1]["ms_1"]))
+        whole = sum(kernel.ms for kernel in one.values())
+        yield {"file": name, "all_ms": whole, "alone_ms": alone, "operators": found}
 
 
-def profiled(path: Path, threads: int) -> dict[str, dict[str, float]]:
+def profiled(path: Path, threads: int) -> dict[str, Kernel]:
+    """By node."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", PROFILE, str(path), str(threads), folder, str(PROFILED_RUNS)]
         subprocess.run(command, check=True)
         (written,) = Path(folder).iterdir()
         events = json.loads(written.read_text())
-    times: dict[tuple[str, str], list[float]] = {}
-    shared: set[str] = set()
+    times: dict[str, list[float]] = {}
+    found: dict[str, Kernel] = {}
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
-            told = event["args"].get("thread_scheduling_stats")  # nothing where there is one thread
-            if told and told["main_thread"]["block_size"]:  # of each loop that it shared out
-                shared.add(event["name"])
-    milliseconds, nodes, shares = Counter[str](), Counter[str](), Counter[str]()
-    for (operator, name), each in times.items():
-        shares[operator] += name in shared
-        milliseconds[operator] += float(np.percentile(each, QUIET))  # type: ignore[assignment] # typed for counts
-        nodes[operator] += 1
-    return {
-        operator: {"nodes": nodes[operator], "shared": shares[operator], "ms": milliseconds[operator]}
-        for operator in nodes
-    }
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        name, about = event["name"], event["args"]
+        times.setdefault(name, []).append(event["dur"] / 1e3)
+        told = about.get("thread_scheduling_stats")  # nothing where there is one thread
+        kernel = found.setdefault(name, Kernel(about["op_name"], 0.0, False))
+        kernel.shared |= bool(told and told["main_thread"]["block_size"])  # of each loop that it shares out
+    for name, each in times.items():
+        found[name].ms = float(np.percentile(each, QUIET))
+    return found
 
 
 PROFILE = """
