@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +123,23 @@ def _run(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
         ),
         ("KL to the teacher", "", f"{real.kl:.4f}"),
         ("ONNX file, MB", *(f"{model.bytes / 1e6:.2f}" for model in (runtime.float32, runtime.quantized))),
-        *(
-            (f"ONNX Runtime latency, batch {row.batch}, FP32 = 1", "1.00", f"{row.ratio:.2f}")
-            for row in runtime.latency
-        ),
+        *_latencies(verdict),
         ("linears on integer kernels, ONNX Runtime", "", _of(runtime.kernels.linears)),
         *((f"the same, {e.backend} {e.arch}", "", _of(e.kernels.linears)) for e in engines),
     ]
     minutes = sum(record["seconds"].values()) / 60
     about = f"{record['machine']}, ONNX Runtime {runtime.version}, {minutes:.1f} minutes in its stages."
     return rows, " ".join([f"{about} Engine: {engine}.", *([record["note"]] if "note" in record else [])])
+
+
+def _latencies(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """Each way on a CPU beside the float model on ONNX Runtime."""
+    ways = {"ONNX Runtime": verdict.runtimes.onnxruntime.latency}
+    ways |= {way.in_words: way.latency for way in verdict.runtimes.others}
+    for name, rows in ways.items():
+        for row in rows:
+            told = f"latency on {name}, {row.where}, FP32 on ONNX Runtime = 1"
+            yield told, "1.00", f"{row.ratio:.2f}"
 
 
 def _students(record: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:

@@ -22,7 +22,7 @@ def tidy(model: ir.Model, opset: int) -> None:
     several nodes share is named after the first.
     """
     graph = model.graph
-    scopes = {node: _scope(node) for node in graph}
+    scopes = _scopes(graph)
     _name_constants(graph, scopes, opset)
     _name_nodes(graph, scopes)
     for node in graph:
@@ -40,6 +40,18 @@ def tidy(model: ir.Model, opset: int) -> None:
 
 def _is_scalar(value: ir.Value | None) -> bool:
     return value is not None and value.shape is not None and len(value.shape) == 0
+
+
+def _scopes(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Of every node; one that the exporter made of several tells none, and belongs to what it takes."""
+    scopes: dict[ir.Node, str] = {}
+    for node in graph:
+        before = next((value.producer() for value in node.inputs if value is not None), None)
+        if SCOPES not in node.metadata_props and before in scopes:
+            scopes[node] = scopes[before]
+        else:
+            scopes[node] = _scope(node)
+    return scopes
 
 
 def _scope(node: ir.Node) -> str:

@@ -9,11 +9,16 @@ from typing import Any
 
 import onnx
 
+from export.edge.registry import OPENVINO, available
+
 TINY = (
     "--quiet --set inversion.images=32 --set inversion.iterations=24 --set inversion.batch=16 "
     "--set training.updates=4 --set training.batch=4 --set calibration.method=max --set basis.updates=10 "
     "--set calibration.leaves=8 --set validation.pictures=100"
 )
+OTHER_WAYS = ["ort_file", *([OPENVINO] if available(OPENVINO) else [])]
+"""On a CPU, beside model.onnx on ONNX Runtime, as gates call them."""
+GATES_OF_A_WAY = ("synthetic_kl", "real_agreement", "real_top1_drop", "integer_coverage")
 STAGES = ["invert", "quantize", "export", "engine", "validate"]
 ENGINE = "engine.tensorrt_rtx.sm89.plan"
 DEPLOYED = {
@@ -24,8 +29,8 @@ DEPLOYED = {
 FILES = {
     "manifest.json", "recipe.toml", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
     "quantized.safetensors",
-    "model.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json", "report.html",
-    "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
+    "model.onnx", "model.ort.onnx", "model.int4.onnx", "model.fp32.onnx", "model.tensorrt.onnx", "preprocess.json",
+    "report.html", "junit.xml", ENGINE, f"{ENGINE}.json", "run.log", ".lock", "images/progress.safetensors",
     "images/job.json",
     *(f"deploy/{name}" for name in DEPLOYED),
 }  # fmt: skip

@@ -65,6 +65,10 @@ class Backend(ABC):
     def check(self) -> None:  # noqa: B027 - most start wherever they are installed
         """Raises `MachineError` where it is installed and does not start here."""
 
+    def floats(self) -> str:
+        """The type in which it computes what a model does not quantize, and keeps in float32, on this machine."""
+        return "float32"
+
     def archs(self) -> tuple[str, ...]:
         """GPU architectures that `build` builds for here; none where nothing is built."""
         return ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from inversion.errors import InputError
 
 INTEGER_NODES = (*INTEGER_OPS, "QLinearAdd", "QLinearSoftmax")
 """That a file itself may hold: the form that ONNX Runtime calls QOperator, and dynamic quantization."""
+OPENVINO_PRODUCTS = (
+    "FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention", "Subgraph",
+)  # fmt: skip
+"""OpenVINO's layer types that multiply; of several that name one product, the first kind here is the one that does."""
 PRODUCT_LAYERS = ("gemm", "runtime_fusion", "fusion", "mha", "kgen")
 """TensorRT's layer types that multiply; of several that name one product, the first kind here is the one that does."""
 
@@ -106,6 +110,22 @@ def onnxruntime_kernels(model: onnx.ModelProto, optimised: onnx.ModelProto, runt
     return Coverage(runtime, "its optimised graph", tuple(products), _count(node.op_type for node in nodes))
 
 
+def openvino_kernels(model: onnx.ModelProto, layers: Sequence[Mapping[str, str]], runtime: str) -> Coverage:
+    """What OpenVINO makes of `model`, whose products have names of their own; `layers` are what its compiled model says
+    of each."""
+    multiply = [layer for kind in OPENVINO_PRODUCTS for layer in layers if layer["layerType"] == kind]
+    products = []
+    for asked in asked_products(model):
+        name, operator, linear, quantized = asked.name, asked.operator, asked.linear, asked.quantized
+        mine = next((layer for layer in multiply if _names(layer, name)), None)
+        kind, precision = (mine["layerType"], mine["runtimePrecision"]) if mine else ("part of another layer", "")
+        integer = precision in ("i8", "u8")
+        why = f"OpenVINO multiplies {precision}" if mine else "OpenVINO made it part of another layer"
+        reason = why if quantized else asked.obstacle
+        products.append(Product(name, operator, linear, quantized, kind, integer, "" if integer else reason))
+    return Coverage(runtime, "its compiled model", tuple(products), _count(layer["layerType"] for layer in layers))
+
+
 def engine_kernels(path: Path, information: str, runtime: str, source: str) -> Coverage:
     """What TensorRT makes of the model in `path`; `information` is a line a layer, from the builder or an inspector."""
     layers = [line for line in information.splitlines() if "LayerType: " in line]
@@ -175,6 +195,12 @@ def _why_float(
     if node.op_type == "MatMulNBits" or any(set(origin.input) & packed for origin in origins):
         return "ONNX Runtime has no product of INT4 weights and INT8 activations"
     return asked.obstacle or "ONNX Runtime did not fuse its DequantizeLinear nodes, and its graph does not say why"
+
+
+def _names(layer: Mapping[str, str], product: str) -> bool:
+    """Whether OpenVINO made `layer` of `product`, among others."""
+    made_of = layer["originalLayersNames"].split(",")
+    return any(name == product or name.startswith(f"{product}/") for name in made_of)
 
 
 def _count(kinds: Iterable[str]) -> dict[str, int]:

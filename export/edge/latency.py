@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from export.edge.runtime import Array, Runtime, open_runtime
+from export.edge.alone import Alone, Turn
+from export.edge.backend import Runtime
+from export.edge.runtime import random_feeds
 from inversion.errors import InputError
 
 LEAST_RUNS = 5
+TURN_RUNS, TURN_S = 5, 0.3
+"""Runs of a turn at most, and the time that they take at most where one run does not take longer."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,45 @@ def measure_latency(
     provider: str = "cpu",
     threads: int | None = None,
     runs: int = 30,
-    warmup: int = 3,
     budget_s: float = 30.0,
 ) -> dict[str, Latency]:
-    """Time ONNX files in turn, one run of each a round, on the same random input, so that load falls on all alike.
+    """Time ONNX files, each in a process of its own with its runtime's defaults, as `alone_in_turn` does.
 
-    After `budget_s` seconds no further round begins, but `LEAST_RUNS` are made.
+    found = measure_latency({"float": "model.fp32.onnx", "quantized": "model.onnx"})
+    print(found["quantized"].median_ms / found["float"].median_ms)
+    """
+    with contextlib.ExitStack() as stack:
+        alone = {name: stack.enter_context(Alone(path, provider)) for name, path in models.items()}
+        return alone_in_turn(alone, batch, threads=threads, runs=runs, budget_s=budget_s)
 
-        found = measure_latency({"float": "model.fp32.onnx", "quantized": "model.onnx"})
-        print(found["quantized"].median_ms / found["float"].median_ms)
+
+def alone_in_turn(
+    models: Mapping[str, Alone], batch: int, *, threads: int | None = None, runs: int = 30, budget_s: float = 30.0
+) -> dict[str, Latency]:
+    """Time models in turn on the same random input, so that load falls on all alike.
+
+    A turn is a run that is not counted, and as many as `TURN_S` has room for. After `budget_s` seconds no further round
+    of turns begins, but `LEAST_RUNS` are made.
     """
     if batch < 1 or runs < 1:
         raise InputError(f"batch {batch} and runs {runs} must both be 1 or more.")
-    with contextlib.ExitStack() as stack:
-        loaded = {name: stack.enter_context(open_runtime(path, provider, threads)) for name, path in models.items()}
-        return time_in_turn(loaded, batch, runs=runs, warmup=warmup, budget_s=budget_s)
+    slowest = max(model.take(Turn(batch, 1, threads))[0] for model in models.values())
+    turn = Turn(batch, min(TURN_RUNS, runs, max(1, int(TURN_S * 1e3 / slowest))), threads)
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    begun = time.perf_counter()
+    for made in range(0, runs, turn.runs):
+        if made >= LEAST_RUNS and time.perf_counter() - begun > budget_s:
+            break
+        for name, model in models.items():
+            samples[name] += model.take(turn)
+    return {name: _latency(times) for name, times in samples.items()}
 
 
 def time_in_turn(
     models: Mapping[str, Runtime], batch: int, *, runs: int = 30, warmup: int = 3, budget_s: float = 30.0
 ) -> dict[str, Latency]:
-    """The same of models that are loaded; of an engine without the copies to its GPU and back."""
+    """Time loaded models in turn, one run of each a round, on the same random input: engines, whose GPU nothing else
+    uses, without the copies to it and back. No further round begins after `budget_s` seconds, as in `alone_in_turn`."""
     samples: dict[str, list[float]] = {name: [] for name in models}
     with contextlib.ExitStack() as stack:
         ready = {
@@ -82,41 +102,11 @@ def ratio_interval(one: Latency, other: Latency) -> tuple[float, tuple[float, fl
     return float(np.median(ratios)), (float(ratios[low]), float(ratios[count - 1 - low]))
 
 
-def random_feeds(runtime: Runtime, batch: int) -> dict[str, Array]:
-    """A batch for every input, the same at every call; sizes that are fixed stay as they are."""
-    random = np.random.default_rng(0)
-    feeds: dict[str, Array] = {}
-    for name, shape in runtime.inputs.items():
-        sizes = [batch if size is None else size for size in shape]
-        if runtime.dtypes[name] == np.uint8:
-            feeds[name] = random.integers(0, 256, sizes, np.uint8)
-        else:
-            feeds[name] = random.standard_normal(sizes, np.float32).astype(runtime.dtypes[name])
-    return feeds
-
-
 def peak_bytes(path: Path) -> int:
     """Largest resident memory of a process that loads `path` on the CPU and runs on one picture, in bytes."""
-    command = [sys.executable, "-c", PEAK, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-# a child's ru_maxrss starts at its parent's memory on Linux, VmHWM does not
-PEAK = """
-import resource, sys
-from pathlib import Path
-from export.edge.latency import random_feeds
-from export.edge.runtime import open_runtime
-with open_runtime(Path(sys.argv[1]), threads=1) as runtime:
-    runtime.run(random_feeds(runtime, 1))
-status = Path("/proc/self/status")
-if status.exists():
-    kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    print(1024 * int(kilobytes))
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+    with Alone(path) as model:
+        model.take(Turn(batch=1, runs=0, threads=1))
+        return model.peak_bytes
 
 
 def _latency(times: list[float]) -> Latency:

@@ -146,8 +146,6 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
         options.intra_op_num_threads = threads
     for key, value in exact_settings().items():
         options.add_session_config_entry(key, value)
-    # threads that spin on after a run would slow the model that is timed next
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

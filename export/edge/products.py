@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from inversion.errors import InputError
 
-MULTIPLY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
+MULTIPLY = ("MatMul", "FusedMatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
 """Of any runtime, on whatever its inputs are; the first two inputs are the factors."""
 ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention")
 """Operators that hold both products of an attention, or all three."""

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
 
 Provider = Literal["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
 BackendName = Literal["tensorrt", "tensorrt_rtx"]
+OPENVINO = "openvino"
 
 
 def _onnx_runtime(name: str, provider: str) -> Backend:
     from export.edge.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime(name, provider)
+
+
+def _openvino() -> Backend:
+    openvino = available(OPENVINO)
+    if openvino is None:
+        raise MachineError("OpenVINO is not installed: pip install openvino, or use cpu.")
+    from export.edge.openvino_runtime import OpenVino
+
+    return OpenVino(openvino)
 
 
 def _tensorrt(module: str) -> Backend:
@@ -34,13 +44,14 @@ def _tensorrt(module: str) -> Backend:
     return TensorRT(trt)
 
 
-RUNTIMES: dict[Provider, Callable[[], Backend]] = {
+RUNTIMES: dict[str, Callable[[], Backend]] = {
     "cpu": partial(_onnx_runtime, "cpu", "CPUExecutionProvider"),
     "cuda": partial(_onnx_runtime, "cuda", "CUDAExecutionProvider"),
     "tensorrt": partial(_onnx_runtime, "tensorrt", "TensorrtExecutionProvider"),
     "tensorrt_rtx": partial(_onnx_runtime, "tensorrt_rtx", "NvTensorRTRTXExecutionProvider"),
+    OPENVINO: _openvino,
 }
-"""What runs ONNX files: ONNX Runtime on one of its providers."""
+"""What runs ONNX files: ONNX Runtime on one of its providers, each `Provider`, and OpenVINO on CPUs."""
 ENGINES: dict[BackendName, Callable[[], Backend]] = {
     "tensorrt": partial(_tensorrt, "tensorrt"),
     "tensorrt_rtx": partial(_tensorrt, "tensorrt_rtx"),

@@ -73,6 +73,19 @@ def answer(runtime: Runtime, images: npt.ArrayLike) -> Array:
     return np.concatenate(found)
 
 
+def random_feeds(runtime: Runtime, batch: int) -> dict[str, Array]:
+    """A batch for every input, the same at every call; sizes that are fixed stay as they are."""
+    random = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for name, shape in runtime.inputs.items():
+        sizes = [batch if size is None else size for size in shape]
+        if runtime.dtypes[name] == np.uint8:
+            feeds[name] = random.integers(0, 256, sizes, np.uint8)
+        else:
+            feeds[name] = random.standard_normal(sizes, np.float32).astype(runtime.dtypes[name])
+    return feeds
+
+
 def _logits(runtime: Runtime) -> str:
     return LOGITS if LOGITS in runtime.outputs else _only(runtime.outputs, "outputs", runtime)[0]
 

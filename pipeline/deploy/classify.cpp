@@ -1,4 +1,4 @@
-// Classify pictures with model.onnx on ONNX Runtime's C++ interface.
+// Classify pictures on ONNX Runtime's C++ interface: with model.ort.onnx where it lies here, or else with model.onnx.
 //
 //   g++ -std=c++17 -O2 classify.cpp -I ONNXRUNTIME/include -L ONNXRUNTIME/lib -lonnxruntime -o classify
 //   ./classify picture.ppm
@@ -10,6 +10,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <array>
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 
@@ -38,7 +39,8 @@ int main(int count, char** words) {
         const Settings& exact = SESSION_CONFIG_ON_X86_WITHOUT_VNNI;
         if (products_may_saturate()) settings.insert(settings.end(), exact.begin(), exact.end());
         for (const auto& setting : settings) options.AddConfigEntry(setting[0], setting[1]);
-        Ort::Session session(env, ORT_TSTR("model.onnx"), options);
+        const std::filesystem::path fast = "model.ort.onnx", portable = "model.onnx";
+        Ort::Session session(env, (std::filesystem::exists(fast) ? fast : portable).c_str(), options);
         const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
         const std::vector<std::string> labels = read_labels("labels.txt");
         const std::array<const char*, 1> inputs{INPUT}, outputs{OUTPUT};

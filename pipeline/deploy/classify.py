@@ -213,15 +213,17 @@ def main() -> int:
     its runtime is not installed."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("pictures", nargs="+", type=Path, help="files, or folders of files")
-    parser.add_argument("--model", type=Path, help="model.onnx beside this file by default, or an engine")
+    parser.add_argument("--model", type=Path, help="model.ort.onnx, model.onnx or an engine; the first that is here")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name (5)")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once (1)")
     parser.add_argument("--threads", type=int, help="of the CPU; all by default")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of ONNX Runtime (CPUExecutionProvider)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     given = parser.parse_args()
-    engines = sorted(HERE.glob("engine.*.plan"))
-    model = given.model or (HERE / "model.onnx" if (HERE / "model.onnx").is_file() or not engines else engines[0])
+    # of another provider than the CPU model.onnx is the one
+    mine = ("model.ort.onnx", "model.onnx") if given.provider == "CPUExecutionProvider" else ("model.onnx",)
+    here = [HERE / name for name in mine if (HERE / name).is_file()] + sorted(HERE.glob("engine.*.plan"))
+    model = given.model or next(iter(here), HERE / "model.onnx")
     steps = json.loads((model.resolve().parent / "preprocess.json").read_text(encoding="utf-8"))
     try:
         run, smallest, largest = open_model(model, steps, given.threads, given.provider)

@@ -18,6 +18,7 @@ import onnx
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.edge.engine_spec import ENGINE_GRAPH, read_spec
+from export.edge.ort_graph import ORT_GRAPH
 from inversion.errors import InputError
 from inversion.publish import publish
 from pipeline.record.manifest import Manifest, Output, load_finished
@@ -32,7 +33,7 @@ PROGRAMS = {
     "onnxruntime": ("classify.py", "picture.hpp", "classify.cpp"),
     "tensorrt": ("classify.py", "picture.hpp", "classify_tensorrt.cpp"),
 }
-OWN = (MODEL, STEPS, LABELS, README, NUMBERS, *PROGRAMS["all"], ENGINE_GRAPH, "engine.*", "timing.*.cache")
+OWN = (MODEL, ORT_GRAPH, STEPS, LABELS, README, NUMBERS, *PROGRAMS["all"], ENGINE_GRAPH, "engine.*", "timing.*.cache")
 """Names and patterns of what may lie in such a folder from an earlier time; nothing else in it is touched."""
 
 OF_THIS_MACHINE = ("latency", "peak memory")
@@ -151,8 +152,9 @@ def _pairs(settings: dict[str, str]) -> str:
 
 
 def _outputs(manifest: Manifest, run: Path, runtime: str) -> Iterator[Output]:
-    """The run's own files that are copied; the graph that engines are built from where they are built there."""
-    names = {MODEL, STEPS} if runtime != "tensorrt" else {STEPS}
+    """The run's own files that are copied; the graph that engines are built from where they are built there, and the
+    file that ONNX Runtime alone reads where it alone is to run."""
+    names = {"all": {MODEL, STEPS}, "onnxruntime": {MODEL, ORT_GRAPH, STEPS}, "tensorrt": {STEPS}}[runtime]
     yield from (output for output in manifest.stage("export").outputs if output.path in names)
     if runtime == "onnxruntime":
         return
@@ -174,6 +176,7 @@ def _readme(manifest: Manifest, runtime: str, written: list[Path], engines: list
         sizes={path.name: f"{path.stat().st_size / 1e6:.2f} MB" for path in written},
         engines=[(path.name, read_spec(path)) for path in engines],
         scripts=[path.name for path in written if path.suffix == ".sh"],
+        for_onnxruntime=any(path.name == ORT_GRAPH for path in written),
         four_bits=any(output.path == "model.int4.onnx" for output in manifest.stage("export").outputs),
         labels=labels,
         graph=any(path.name == ENGINE_GRAPH for path in written),

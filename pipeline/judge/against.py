@@ -13,17 +13,16 @@ import numpy as np
 from calib.scheme import QuantScheme
 from export.edge.compare import Comparison, compare
 from export.edge.kernels import require_quantized
-from export.edge.latency import peak_bytes, random_feeds
 from export.edge.registry import find_runtime
-from export.edge.runtime import Runtime, answer, open_runtime, require_provider
+from export.edge.runtime import Runtime, answer, open_runtime, random_feeds, require_provider
 from inversion.errors import InputError
 from inversion.progress import Progress
-from pipeline.judge.speed import onnx_rows
+from pipeline.judge.speed import Placed, onnx_speed, runtime_of
 from pipeline.pictures.prepared import Prepared, leaves, metadata_of, real, require_fit, steps_of
 from pipeline.recipe.recipe import Recipe
-from pipeline.record.gates import ONNX, Measured, gates_of, warnings
+from pipeline.record.gates import FLOAT, ONNX, Measured, gates_of, warnings
 from pipeline.record.manifest import Manifest, TeacherRecord
-from pipeline.record.proof import Fidelity, Kernels, LatencyRow, ModelFile, OnKinds, OnnxRuntime, Runtimes, Verdict
+from pipeline.record.proof import Fidelity, Kernels, OnKinds, Runtimes, Verdict
 from pipeline.record.versions import versions
 from pipeline.show.display import Display
 
@@ -64,7 +63,9 @@ def validate_against(
             each.unlink(missing_ok=True)
         with display.progress() as progress:
             found, together = _compared(plain, quantized, pictures, progress)
-        speed = onnx_rows(against, path, chosen.provider, quantized.batches[1])
+        only = quantized.batches[1]
+    models = {FLOAT: Placed(against, chosen.provider), ONNX: Placed(path, chosen.provider)}
+    speed = onnx_speed(models, only)
     judged = found.pop("real", None)
     kernels = find_runtime(chosen.provider).kernels(path)
     gates = gates_of(
@@ -72,7 +73,7 @@ def validate_against(
             synthetic={ONNX: together},
             real={ONNX: judged} if judged else {},
             coverage={"": kernels.share},
-            latency_ratios=[row.ratio for row in speed],
+            latency_ratios={"": [row.ratio for row in speed.rows(ONNX, FLOAT)]},
         ),
         chosen.limits(recipe.quant_scheme()),
     )
@@ -83,7 +84,7 @@ def validate_against(
         warnings=(*left_out, *warnings(found, judged, together.n)),
         synthetic=OnKinds.all_of(together, found),
         real=Fidelity.of(judged) if judged else None,
-        runtimes=Runtimes(_described(quantized, against, path, speed, Kernels.of(kernels)), None),
+        runtimes=Runtimes(runtime_of(quantized, models, speed, Kernels.of(kernels)), None),
         engine_graph=None,
         onnx_against_torch=None,
         layers=None,
@@ -131,10 +132,3 @@ def _compared(
             unlabelled.append((theirs, ours))
     theirs, ours = (np.concatenate(side) for side in zip(*unlabelled, strict=True))
     return found, compare(theirs, ours)
-
-
-def _described(
-    runtime: Runtime, float32: Path, quantized: Path, speed: tuple[LatencyRow, ...], kernels: Kernels
-) -> OnnxRuntime:
-    plain, ours = (ModelFile(each.stat().st_size, peak_bytes(each)) for each in (float32, quantized))
-    return OnnxRuntime(runtime.version, runtime.provider, True, plain, ours, speed, speed[0].ratio, kernels)

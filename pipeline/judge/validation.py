@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,7 @@ from calib.scheme import integer_range
 from calib.weights import QuantizedWeights
 from export.edge.compare import Comparison
 from export.edge.gpu import local_arch
-from export.edge.kernels import Coverage
-from export.edge.latency import peak_bytes
-from export.edge.registry import available, find_engine_backend, find_runtime
+from export.edge.registry import OPENVINO, available, find_engine_backend, find_runtime
 from export.edge.runtime import Runtime, open_engine, open_runtime
 from export.graph import integer_weights
 from export.parity import LayerParity, layer_parity
@@ -36,9 +34,9 @@ from pipeline.judge.answers import (
     of_runtime,
     together,
 )
-from pipeline.judge.speed import engine_rows, onnx_rows
+from pipeline.judge.speed import Placed, Speed, engine_rows, onnx_speed, runtime_of
 from pipeline.pictures.valdata import ValData
-from pipeline.record.gates import FLOAT, GRAPH, ONNX, Limits, Measured, gates_of, warnings
+from pipeline.record.gates import FLOAT, GRAPH, ONNX, ORT_FILE, Limits, Measured, gates_of, warnings
 from pipeline.record.proof import (
     Answered,
     Disputed,
@@ -47,15 +45,14 @@ from pipeline.record.proof import (
     ExecutedEngine,
     Fidelity,
     Kernels,
-    LatencyRow,
     Layers,
-    ModelFile,
+    OnCpu,
     OnKinds,
-    OnnxRuntime,
     Runtimes,
     Verdict,
 )
 
+OWN_FLOAT = "float on openvino"
 PARITY_PICTURES, MODULE_PICTURES = 2, 50
 """Synthetic pictures on which single layers, and the whole file, are held against the torch module."""
 LEAVES = "leaves"
@@ -63,14 +60,29 @@ LEAVES = "leaves"
 
 @dataclass(frozen=True)
 class Files:
-    """What is judged: the quantized and the float ONNX, the graph of the engines where ONNX Runtime can run it, and
-    the engines, each with its record; `provider` is ONNX Runtime's."""
+    """What is judged: the quantized and the float ONNX, the file that only ONNX Runtime reads, the graph of the engines
+    where ONNX Runtime can run it, and the engines, each with its record; `provider` is ONNX Runtime's."""
 
     quantized: Path
     float32: Path
+    for_onnxruntime: Path | None = None
     engine_graph: Path | None = None
     engines: Sequence[tuple[Path, Engine]] = ()
     provider: str = "cpu"
+
+    def others(self) -> dict[str, Placed]:
+        """By name: what runs the quantized model on this machine's CPU, beside its ONNX file on ONNX Runtime."""
+        if self.provider != "cpu":
+            return {}
+        ways = {ORT_FILE: Placed(self.for_onnxruntime)} if self.for_onnxruntime else {}
+        return ways | ({OPENVINO: Placed(self.quantized, OPENVINO)} if available(OPENVINO) else {})
+
+    def timed(self) -> dict[str, Placed]:
+        """All that is timed beside the float model; of OpenVINO its own float model too."""
+        others = self.others()
+        own = {OWN_FLOAT: Placed(self.float32, OPENVINO)} if OPENVINO in others else {}
+        mine = {FLOAT: Placed(self.float32, self.provider), ONNX: Placed(self.quantized, self.provider)}
+        return mine | others | own
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,9 @@ def validate(
     with ExitStack() as stack:
         onnx = stack.enter_context(open_runtime(files.quantized, files.provider))
         runtimes: dict[str, Runtime] = {ONNX: onnx, FLOAT: stack.enter_context(open_runtime(files.float32))}
+        others = files.others()
+        for name, way in others.items():
+            runtimes[name] = stack.enter_context(open_runtime(way.path, way.provider))
         if files.engine_graph:
             runtimes[GRAPH] = stack.enter_context(open_runtime(files.engine_graph))
         here = [(path, engine) for path, engine in files.engines if _is_here(engine)]
@@ -130,16 +145,23 @@ def validate(
             _executed_engine(path, engine, beside[path].rows, found) if path in beside else engine
             for path, engine in files.engines
         )
-        speed = onnx_rows(files.float32, files.quantized, files.provider, onnx.batches[1])
+        only = onnx.batches[1]
+    timed = files.timed()
+    speed = onnx_speed(timed, only)
     kernels = find_runtime(files.provider).kernels(files.quantized)
+    beside_onnx = {name: _describe_other(name, way, found.of(name), speed) for name, way in others.items()}
+    own = runtime_of(onnx, timed, speed, Kernels.of(kernels))
     measured = Measured(
         synthetic=found.synthetic,
         real=found.real or {},
         against_torch=parity,
         integer_layers=_fitting_layers(files.quantized, reference.weights) if reference else None,
         exact_layers=(sum(layer.exact for layer in layers), len(layers)) if layers else None,
-        coverage={"": kernels.share} | {f"_{engine.arch}": engine.kernels.share for engine in engines},
-        latency_ratios=[row.ratio for row in speed],
+        coverage={"": kernels.share}
+        | {f"_{name}": other.kernels.share for name, other in beside_onnx.items()}
+        | {f"_{engine.arch}": engine.kernels.share for engine in engines},
+        latency_ratios={"": [row.ratio for row in own.latency]}
+        | {f"_{name}": [row.ratio for row in other.latency] for name, other in beside_onnx.items()},
         engine_ratios=_engine_ratios(engines),
     )
     gates, answered = gates_of(measured, limits), found.of(ONNX)
@@ -153,7 +175,7 @@ def validate(
         ),
         synthetic=answered.synthetic,
         real=answered.real,
-        runtimes=Runtimes(_describe_runtime(onnx, files, speed, kernels), engines or None),
+        runtimes=Runtimes(own, engines or None, beside_onnx.get(ORT_FILE), beside_onnx.get(OPENVINO)),
         float32=found.of(FLOAT),
         engine_graph=found.of(GRAPH) if files.engine_graph else None,
         onnx_against_torch=Fidelity.of(parity) if parity else None,
@@ -246,9 +268,21 @@ def _describe_layers(layers: Sequence[LayerParity]) -> Layers:
     )
 
 
-def _describe_runtime(onnx: Runtime, files: Files, speed: tuple[LatencyRow, ...], kernels: Coverage) -> OnnxRuntime:
-    """ONNX Runtime with sizes, peak memory and latency of both models."""
-    float32, quantized = (ModelFile(path.stat().st_size, peak_bytes(path)) for path in (files.float32, files.quantized))
-    return OnnxRuntime(
-        onnx.version, onnx.provider, True, float32, quantized, speed, speed[0].ratio, Kernels.of(kernels)
+def _describe_other(name: str, way: Placed, answered: Answered, speed: Speed) -> OnCpu:
+    """One of `Files.others`."""
+    backend = find_runtime(way.provider)
+    kernels = Kernels.of(backend.kernels(way.path))
+    if way.provider != OPENVINO:  # two files on one runtime
+        kernels = replace(kernels, runtime=f"{kernels.runtime}, {way.path.name}")
+    return OnCpu(
+        file=way.path.name,
+        runtime=backend.name,
+        version=backend.version,
+        floats=backend.floats(),
+        model=speed.model_file(name, way.path),
+        synthetic=answered.synthetic,
+        real=answered.real,
+        latency=speed.rows(name, FLOAT),
+        own_latency=speed.rows(name, OWN_FLOAT) if way.provider == OPENVINO else (),
+        kernels=kernels,
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from export.edge.compare import Comparison
 from pipeline.record.proof import Gate, Number
 
-ONNX, FLOAT, GRAPH = "onnxruntime", "float", "engine graph"
+ONNX, FLOAT, GRAPH, ORT_FILE = "onnxruntime", "float", "engine graph", "ort_file"
 FLOAT_KL = 1e-3
 """Nats by which the float file may differ from its teacher: it is the same function."""
 SURE = 2 / 3
@@ -43,7 +43,7 @@ class Measured:
     - `against_torch`   of the file with the torch module that it was made from
     - `integer_layers`, `exact_layers`  how many layers' weights fit their bits and how many are torch's, of how many
     - `coverage`        share of a runtime's products that run on integers, by what its gate's name ends with
-    - `latency_ratios`  quantized to float, at each batch
+    - `latency_ratios`  quantized to float, at each batch and number of threads, by what its gate's name ends with
     - `engine_ratios`   what an engine surely takes of the FP16 engine's time, by what its gate's name ends with
     """
 
@@ -53,7 +53,7 @@ class Measured:
     integer_layers: tuple[int, int] | None = None
     exact_layers: tuple[int, int] | None = None
     coverage: Mapping[str, float] = field(default_factory=dict)
-    latency_ratios: Sequence[float] = ()
+    latency_ratios: Mapping[str, Sequence[float]] = field(default_factory=dict)
     engine_ratios: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -129,8 +129,9 @@ def integer_coverage(measured: Measured, limits: Limits) -> Iterator[Gate]:
 
 
 def latency(measured: Measured, limits: Limits) -> Iterator[Gate]:
-    for ratio in measured.latency_ratios:
-        yield from at_most("latency_ratio", ratio, limits["max_latency_ratio"])
+    for suffix, ratios in measured.latency_ratios.items():
+        for ratio in ratios:
+            yield from at_most(f"latency_ratio{suffix}", ratio, limits["max_latency_ratio"])
 
 
 def engine_latency(measured: Measured, limits: Limits) -> Iterator[Gate]:

@@ -141,12 +141,23 @@ class Times:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """Both models at one batch, timed in turn; `ratio` is quantized to float, by medians."""
+    """Both models at one batch, timed in turn, each in a process of its own on `threads` of the CPU; `ratio` is
+    quantized to float, by medians.
+
+    `threads` are None on what is no CPU. Earlier versions took all that there were, and one process for both.
+    """
 
     batch: Size
     float32: Annotated[Times, Field(alias="float")]
     quantized: Times
     ratio: float
+    threads: Size | None = None
+
+    @property
+    def where(self) -> str:
+        """As "batch 1, 2 threads"."""
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"batch {self.batch}{threads}"
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,34 @@ class OnnxRuntime:
     latency: tuple[LatencyRow, ...]
     latency_ratio: float
     kernels: Kernels
+
+
+@dataclass(frozen=True)
+class OnCpu:
+    """Another way to run the quantized model on a CPU, judged as model.onnx on ONNX Runtime is: its `file` and runtime.
+
+    - `floats`       type of what is not quantized
+    - `latency`      beside the float model on ONNX Runtime
+    - `own_latency`  beside the float model on this runtime; none where that is ONNX Runtime
+    """
+
+    file: str
+    runtime: str
+    version: str
+    floats: str
+    model: ModelFile
+    synthetic: OnKinds
+    real: Fidelity | None
+    latency: tuple[LatencyRow, ...]
+    own_latency: tuple[LatencyRow, ...]
+    kernels: Kernels
+
+    @property
+    def in_words(self) -> str:
+        """What runs which file."""
+        if self.runtime == "openvino":
+            return f"OpenVINO {self.version}, {self.floats} beside the integers"
+        return f"ONNX Runtime, {self.file}"
 
 
 @dataclass(frozen=True)
@@ -233,19 +272,28 @@ class ExecutedEngine(Engine):
 
 @dataclass(frozen=True)
 class Runtimes:
-    """`tensorrt` is None where no engine was built."""
+    """`tensorrt` is None where no engine was built, `openvino` where it is not installed, `onnxruntime_file` (the file
+    that only ONNX Runtime reads) where there is none."""
 
     onnxruntime: OnnxRuntime
     tensorrt: tuple[ExecutedEngine | Engine, ...] | None
+    onnxruntime_file: OnCpu | None = None
+    openvino: OnCpu | None = None
 
     @property
     def engines(self) -> tuple[Engine, ...]:
         return self.tensorrt or ()
 
     @property
+    def others(self) -> tuple[OnCpu, ...]:
+        """Other ways on a CPU than model.onnx on ONNX Runtime."""
+        return tuple(way for way in (self.onnxruntime_file, self.openvino) if way)
+
+    @property
     def kernels(self) -> list[Kernels]:
         """Of each runtime and engine."""
-        return [self.onnxruntime.kernels, *(engine.kernels for engine in self.engines)]
+        others = [way.kernels for way in self.others]
+        return [self.onnxruntime.kernels, *others, *(engine.kernels for engine in self.engines)]
 
 
 @dataclass(frozen=True)

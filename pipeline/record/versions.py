@@ -17,6 +17,7 @@ PACKAGES = {
     "onnxscript": "onnxscript",
     "onnx_ir": "onnx-ir",
     "onnxruntime": "onnxruntime-gpu",
+    "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
 }

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from export.edge.kernels import require_quantized
-from export.edge.latency import random_feeds
-from export.edge.runtime import Runtime, answer, open_runtime, require_provider
+from export.edge.runtime import Runtime, answer, open_runtime, random_feeds, require_provider
 from export.graph import export_float
 from inversion.errors import InputError
 from inversion.teacher import Teacher

@@ -14,7 +14,7 @@ from rich.table import Table
 from export.edge.kernels import sentences
 from inversion.progress import Progress
 from pipeline.record.manifest import Manifest, StageRecord
-from pipeline.record.proof import ExecutedEngine, Fidelity, Runtimes
+from pipeline.record.proof import ExecutedEngine, Fidelity, Runtimes, Times
 from pipeline.show.itinerary import Itinerary, duration
 
 MEANT = {"basis": "rounding error", "inversion": "loss"}
@@ -169,11 +169,18 @@ def result_rows(manifest: Manifest) -> list[dict[str, str]]:
     models = runtime.float32, runtime.quantized
     measures.append(("file, MB", *(f"{model.bytes / 1e6:.2f}" for model in models)))
     measures.append(("peak memory, MB", *(f"{model.peak_bytes / 1e6:.0f}" for model in models)))
-    for row in runtime.latency:
-        times = (f"{one.median_ms:.2f} ({one.p95_ms:.2f})" for one in (row.float32, row.quantized))
-        measures.append((f"latency (p95), ms, batch {row.batch}", *times))
+    for number, row in enumerate(runtime.latency):
+        times = (_times(one) for one in (row.float32, row.quantized))
+        measures.append((f"latency (p95), ms, {row.where}", *times))
+        for way in verdict.runtimes.others:
+            own = _times(way.own_latency[number].float32) if way.own_latency else ""
+            measures.append((f"latency there, {way.in_words}", own, _times(way.latency[number].quantized)))
     names = "", "FP32 ONNX", f"{manifest.bits} ONNX"
     return [dict(zip(names, measure, strict=True)) for measure in measures]
+
+
+def _times(times: Times) -> str:
+    return f"{times.median_ms:.2f} ({times.p95_ms:.2f})"
 
 
 def _fidelity(plain: Fidelity | None, quantized: Fidelity, kind: str) -> list[tuple[str, ...]]:

@@ -98,7 +98,7 @@ def deploy(
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="An ONNX file or a TensorRT engine, whoever made it.")],
-    provider: Annotated[str, typer.Option(help="What runs it: cpu, cuda, tensorrt or tensorrt_rtx.")] = "cpu",
+    provider: Annotated[str, typer.Option(help="What runs it: cpu, openvino, cuda, tensorrt or tensorrt_rtx.")] = "cpu",
     json: Annotated[
         str | None, typer.Option(help="File for all of it as JSON; - writes that in place of words.")
     ] = None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+from calib.scheme import FLOAT_BITS
 from calib.weights import QuantizedWeights
 from export.edge.exactness import ALWAYS, WHERE_PRODUCTS_SATURATE
+from export.edge.ort_graph import ORT_GRAPH, write_ort_graph
 from export.graph import export_float, export_quantized, write_int4
 from export.qdq import qdq_module
 from inversion.publish import publish
@@ -27,11 +29,12 @@ EXPORT, EXPORT_BLOCK = 1e6, 3.7e5
 
 
 class Export(Stage):
-    """`quantized.safetensors` -> model.onnx, model.int4.onnx where weights have 4 bits, model.fp32.onnx to compare
-    with, preprocess.json. All carry what is known of teacher, scheme, labels and preprocessing."""
+    """`quantized.safetensors` -> model.onnx, model.ort.onnx of the same for ONNX Runtime alone, model.int4.onnx where
+    weights have 4 bits, model.fp32.onnx to compare with, preprocess.json. All carry what is known of teacher, scheme,
+    labels and preprocessing."""
 
     name = "export"
-    version = 4
+    version = 5
     libraries = ("torch", "timm", "onnx", "onnxscript", "onnx_ir")
 
     def reads(self, job: Job) -> Facts:
@@ -60,14 +63,19 @@ class Export(Stage):
             "preprocess": json.dumps(preprocess),
             **({"labels": json.dumps(list(job.labels))} if job.labels else {}),
         }
-        model, baseline, packed = (folder / name for name in ("model.onnx", "model.fp32.onnx", "model.int4.onnx"))
+        names = ("model.onnx", "model.fp32.onnx", "model.int4.onnx", ORT_GRAPH)
+        model, baseline, packed, fast = (folder / name for name in names)
         with job.display.progress() as progress:
             module = qdq_module(job.teacher.model, weights)
             export_quantized(module, spec, model, {**about, "scheme": str(weights.scheme)}, uint8_input)
             progress(self.name, 1, 3, math.nan)
             export_float(job.teacher.model, spec, baseline, {**about, "scheme": "float32"}, uint8_input)
             progress(self.name, 2, 3, math.nan)
-            packed.unlink(missing_ok=True)
+            for each in (packed, fast):
+                each.unlink(missing_ok=True)
+            integer = any(bits.activation < FLOAT_BITS for bits in weights.layers.values())
+            if integer:
+                write_ort_graph(model, fast)
             if four_bits := [name for name, bits in weights.layers.items() if bits.weight <= 4]:
                 write_int4(model, packed, four_bits)
             steps = folder / "preprocess.json"
@@ -75,4 +83,5 @@ class Export(Stage):
             told = {**preprocess, "output": OUTPUT, **({"labels": list(job.labels)} if job.labels else {})}
             publish(steps, json.dumps({**told, "onnxruntime": session}, indent=1).encode())
             progress(self.name, 3, 3, math.nan)
-        return StageResult([model, baseline, *([packed] if four_bits else []), steps])
+        others = [*([packed] if four_bits else []), *([fast] if integer else [])]
+        return StageResult([model, baseline, *others, steps])

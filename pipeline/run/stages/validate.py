@@ -9,12 +9,14 @@ from calib.settings import JUDGES
 from calib.views import split_held_out
 from calib.weights import QuantizedWeights
 from export.edge.build import ENGINE_GRAPH
+from export.edge.ort_graph import ORT_GRAPH
+from export.edge.registry import OPENVINO, available
 from export.edge.runtime import require_provider
 from export.qdq import qdq_module
 from inversion.errors import InputError
 from inversion.images import load_images
 from pipeline.judge.answers import Pictures
-from pipeline.judge.speed import LATENCY_BATCHES, LATENCY_SECONDS
+from pipeline.judge.speed import LATENCY_BATCHES, LATENCY_SECONDS, THREADS
 from pipeline.judge.validation import MODULE_PICTURES, Files, Reference, proof_leaves, validate
 from pipeline.recipe.recipe import Recipe
 from pipeline.record.manifest import JUDGE, Facts, StageRecord, of_json, to_json, warnings_in
@@ -27,7 +29,8 @@ from pipeline.run.stage import Stage, StageResult
 FLOAT, QUANTIZED, GRAPH, MODULE = 1.0, 0.6, 1.5, 2.0
 """A picture through the float file, the quantized one, the engines' graph and the torch module that it was made from,
 over the teacher's own time on the CPU."""
-LATENCY_RUNS = 33
+ON_OPENVINO = 0.4
+LATENCY_RUNS = 37
 JUDGING, LAYER = 2e6, 5e4
 """What opening files and processes takes, and a layer by itself, in calls of torch (`Pace.call`)."""
 
@@ -36,8 +39,8 @@ class Validate(Stage):
     """All files of a run -> the `validation` part of its manifest."""
 
     name = JUDGE
-    version = 5
-    libraries = ("torch", "timm", "onnxruntime", "tensorrt", "tensorrt_rtx")
+    version = 6
+    libraries = ("torch", "timm", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
     def reads(self, job: Job) -> Facts:
         return {
@@ -58,10 +61,11 @@ class Validate(Stage):
         recipe, picture = job.recipe, pace.forward_on_cpu
         held_out = recipe.inversion.trajectories // max(2, round(1 / recipe.calibration.held_out))
         pictures = recipe.validation.pictures + max(held_out, 1) + (job.pictures.count if job.pictures else 0)
-        on_runtime = FLOAT + QUANTIZED + (GRAPH if job.backend else 0)
+        files = FLOAT + 2 * QUANTIZED + (ON_OPENVINO if available(OPENVINO) else 0)
+        on_runtime = files + (GRAPH if job.backend else 0)
         answered = pictures * (pace.forward + on_runtime * picture) + MODULE_PICTURES * (QUANTIZED + MODULE) * picture
-        rounds = [LATENCY_RUNS * batch * (FLOAT + QUANTIZED) * picture for batch in LATENCY_BATCHES]
-        timed = sum(min(LATENCY_SECONDS, seconds) for seconds in rounds)
+        rounds = [LATENCY_RUNS * batch * files * picture for batch in LATENCY_BATCHES]
+        timed = sum(len(THREADS) * min(LATENCY_SECONDS, seconds) for seconds in rounds)
         layers = len(quantized_layers(job.teacher.model))
         return recipe.validation.pictures * pace.leaf + answered + timed + (JUDGING + layers * LAYER) * pace.call
 
@@ -108,5 +112,7 @@ def files(job: Job) -> Files:
     graph = folder / ENGINE_GRAPH
     runs = graph.exists() and job.recipe.engine.precision != "bfloat16"
     engines = [(folder / engine.path, engine) for engine in engines_of(job.made["engine"], folder)]
-    model, float32 = (folder / name for name in ("model.onnx", "model.fp32.onnx"))
-    return Files(model, float32, graph if runs else None, engines, job.recipe.validation.provider)
+    model, float32, own = (folder / name for name in ("model.onnx", "model.fp32.onnx", ORT_GRAPH))
+    return Files(
+        model, float32, own if own.exists() else None, graph if runs else None, engines, job.recipe.validation.provider
+    )

@@ -28,6 +28,8 @@ MEANS = {
     "engine_ratio": "time of the engine, of the FP16 engine's",
 }
 """By what a gate's name begins with."""
+WAYS = {"_ort_file": ", model.ort.onnx", "_openvino": ", OpenVINO"}
+"""By what it ends with."""
 
 
 class Words(NamedTuple):
@@ -55,7 +57,8 @@ class Tile:
 def meaning(gate: Gate) -> str:
     """What a gate holds, in words."""
     names = [name for name in MEANS if gate.name.startswith(name)]
-    return MEANS[max(names, key=len)] if names else ""
+    of = next((way for ending, way in WAYS.items() if gate.name.endswith(ending)), "")
+    return MEANS[max(names, key=len)] + of if names else ""
 
 
 def judge_of(manifest: Manifest) -> tuple[Fidelity, str]:
@@ -71,7 +74,7 @@ def sentence(manifest: Manifest) -> str:
     parts = [_compared(runtime.quantized.bytes, runtime.float32.bytes, SIZE)]
     if row := _first(runtime.latency):
         speed = _compared(row.quantized.median_ms, row.float32.median_ms, TIME)
-        parts.append(f"{speed} on ONNX Runtime ({where(manifest)}, batch {row.batch})")
+        parts.append(f"{speed} on ONNX Runtime ({where(manifest)}, {row.where})")
     told = ", ".join(parts)
     return (
         f"Against the float ONNX of the same teacher, the {manifest.bits or 'quantized'} model is {told}, and it gives "
@@ -85,7 +88,7 @@ def tiles(manifest: Manifest) -> list[Tile]:
     large, small = runtime.float32.bytes, runtime.quantized.bytes
     found = [_tile(small, large, SIZE, f"{small / 1e6:.2f} MB, float {large / 1e6:.2f} MB")]
     if row := _first(runtime.latency):
-        times = f"{row.quantized.median_ms:.2f} ms, float {row.float32.median_ms:.2f} ms, batch {row.batch}"
+        times = f"{row.quantized.median_ms:.2f} ms, float {row.float32.median_ms:.2f} ms, {row.where}"
         found.append(_tile(row.quantized.median_ms, row.float32.median_ms, TIME, times))
     fidelity, pictures = judge_of(manifest)
     low, high = fidelity.agreement_interval
@@ -112,8 +115,8 @@ def failed(gates: Sequence[Gate]) -> list[Gate]:
 
 
 def _first(rows: Sequence[LatencyRow]) -> LatencyRow | None:
-    """At the smallest batch; of several the last."""
-    return min(reversed(rows), key=lambda row: row.batch, default=None)
+    """At the smallest batch, with all threads."""
+    return min(rows, key=lambda row: (row.batch, -(row.threads or 0)), default=None)
 
 
 def _compared(ours: float, theirs: float, words: Words) -> str:

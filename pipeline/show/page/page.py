@@ -25,6 +25,7 @@ from pipeline.show.page.told import damages_of, inverted_of, learned_of
 SHARDS = "images/"
 WHAT = {
     "model.onnx": "the quantized model, for ONNX Runtime and OpenVINO",
+    "model.ort.onnx": "the same for ONNX Runtime alone, faster on CPUs",
     "model.int4.onnx": "the same numbers, 4-bit weights packed",
     "model.fp32.onnx": "the float model, to compare",
     "model.tensorrt.onnx": "the graph that engines are built from",

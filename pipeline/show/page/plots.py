@@ -51,12 +51,16 @@ def size_plots(manifest: Manifest) -> list[Plot]:
 
 
 def _latency(manifest: Manifest) -> Iterator[Plot]:
-    """Both models in turn: on ONNX Runtime, and where engines ran, beside the FP16 engine."""
+    """All models in turn on a CPU, the float one on ONNX Runtime; and where engines ran, beside the FP16 engine."""
     runtime, bits = manifest.verdict.runtimes.onnxruntime, manifest.bits
     says = f"Median on ONNX Runtime {runtime.version} ({where(manifest)}); the thin line ends at the 95th percentile."
     for number, row in enumerate(runtime.latency):
-        sides = ("FP32", row.float32, "plain"), (bits, row.quantized, "small")
-        yield _times(f"latency-{number}", f"Latency, batch {row.batch}", says, sides)
+        sides = [("FP32", row.float32, "plain"), (bits, row.quantized, "small")]
+        for way in manifest.verdict.runtimes.others:
+            sides.append((f"{bits}, {way.in_words}", way.latency[number].quantized, "small"))
+            if way.own_latency:
+                sides.append((f"FP32, {way.in_words}", way.own_latency[number].float32, "plain"))
+        yield _times(f"latency-{number}", f"Latency, {row.where}", says, sides)
     executed = [each for each in manifest.verdict.runtimes.engines if isinstance(each, ExecutedEngine)]
     for number, engine in enumerate(executed):
         for each in engine.latency:
@@ -185,6 +189,8 @@ def _answered(manifest: Manifest) -> list[tuple[str, str, Fidelity]]:
     """What each model gives on each kind of picture: its name, its class of colour, its fidelity."""
     verdict = manifest.verdict
     models: list[tuple[str, str, Answered]] = [("model.onnx", "small", Answered(verdict.synthetic, verdict.real))]
+    if way := verdict.runtimes.openvino:  # model.ort.onnx answers as model.onnx does
+        models.append(("OpenVINO", "small", Answered(way.synthetic, way.real)))
     if isinstance(verdict.engine_graph, Answered):
         models.append(("engine graph", "engine", verdict.engine_graph))
     models += [

@@ -13,10 +13,9 @@ from export.edge.latency import (
     _latency,
     measure_latency,
     peak_bytes,
-    random_feeds,
     ratio_interval,
 )
-from export.edge.runtime import open_runtime
+from export.edge.runtime import open_runtime, random_feeds
 from export.graph import export_float
 from inversion.errors import InputError
 from tests.small import SPEC, Quantized, small_vit
@@ -25,8 +24,8 @@ Make = Callable[[str], Quantized]
 
 
 def test_latency_of_models_in_turn(quantized: Make, float_path: Path) -> None:
-    """Every model is timed the same number of times, warm-up left out; median and p95 are of the samples."""
-    found = measure_latency({"float": float_path, "int8": quantized("w8a8").path}, batch=2, threads=1, runs=5, warmup=1)
+    """Every model is timed the same number of times; median and p95 are of the samples."""
+    found = measure_latency({"float": float_path, "int8": quantized("w8a8").path}, batch=2, threads=1, runs=5)
     assert list(found) == ["float", "int8"]
     for latency in found.values():
         assert latency.n == len(latency.samples_ms) == 5
@@ -57,7 +56,7 @@ def test_latency_of_nothing_is_refused(float_path: Path) -> None:
 
 def test_a_budget_ends_the_timing_early(float_path: Path) -> None:
     """A slow model is not timed for minutes; the least number of runs is made all the same."""
-    found = measure_latency({"float": float_path}, threads=1, runs=1000, warmup=1, budget_s=0)
+    found = measure_latency({"float": float_path}, threads=1, runs=1000, budget_s=0)
     assert found["float"].n == LEAST_RUNS
 
 

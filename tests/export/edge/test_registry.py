@@ -13,6 +13,7 @@ import pytest
 from export.edge.backend import Backend, Runtime
 from export.edge.registry import (
     ENGINES,
+    OPENVINO,
     RUNTIMES,
     BackendName,
     Provider,
@@ -28,25 +29,29 @@ Make = Callable[..., Quantized]
 
 def test_names_are_what_scripts_rely_on() -> None:
     """What `validation.provider` and `engine.backend` take; the default engine is the first that is installed."""
-    assert list(RUNTIMES) == list(get_args(Provider)) == ["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
+    assert list(get_args(Provider)) == ["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
+    assert list(RUNTIMES) == [*get_args(Provider), OPENVINO]
     assert list(ENGINES) == list(get_args(BackendName)) == ["tensorrt", "tensorrt_rtx"]
 
 
-@pytest.mark.parametrize("find", [*RUNTIMES.values(), *(ENGINES[name] for name in ENGINES if available(name))])
+HERE = [find for name, find in RUNTIMES.items() if name != OPENVINO or available(OPENVINO)]
+
+
+@pytest.mark.parametrize("find", [*HERE, *(ENGINES[name] for name in ENGINES if available(name))])
 def test_every_backend_offers_the_same(find: Callable[[], Backend]) -> None:
     """A name, a version, and methods that take what the base class says, so that one can stand for another."""
     backend = find()
     assert isinstance(backend, Backend)
     assert backend.name
     assert backend.version[0].isdigit()
-    for method in ("check", "archs", "build", "open", "kernels"):
+    for method in ("check", "floats", "archs", "build", "open", "kernels"):
         base, own = (inspect.signature(getattr(cls, method)).parameters for cls in (Backend, type(backend)))
         assert list(own) == list(base), method
 
 
 def test_a_runtime_says_who_it_is() -> None:
     """ONNX Runtime has one name and version whatever its provider."""
-    assert {(find_runtime(name).name, find_runtime(name).version) for name in RUNTIMES} == {
+    assert {(find_runtime(name).name, find_runtime(name).version) for name in get_args(Provider)} == {
         ("onnxruntime", onnxruntime.__version__)
     }
 

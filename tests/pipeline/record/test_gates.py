@@ -142,14 +142,15 @@ def test_gates_stand_in_one_order() -> None:
     limits = {**LIMITS, "min_integer_coverage": 1.0, "max_latency_ratio": 2.0}
     measured = Measured(
         synthetic={ONNX: one, FLOAT: one}, real={ONNX: one, FLOAT: one, GRAPH: one}, against_torch=one,
-        integer_layers=(25, 26), exact_layers=(26, 26), coverage={"": 1.0, "_sm89": 0.5}, latency_ratios=[0.5, 3.0],
+        integer_layers=(25, 26), exact_layers=(26, 26), coverage={"": 1.0, "_sm89": 0.5},
+        latency_ratios={"": [0.5, 3.0], "_openvino": [0.4]},
     )  # fmt: skip
     found = gates_of(measured, limits)
     assert [gate.name for gate in found] == [
         "integer_layers", "exact_layers", "synthetic_kl", "float_onnx_kl", "onnx_against_torch_kl", "real_agreement",
         "real_top1_drop", "real_agreement_engine_graph", "real_top1_drop_engine_graph", "teacher_top1_above_chance",
         "teacher_top1_for_its_confidence", "integer_coverage", "integer_coverage_sm89", "latency_ratio",
-        "latency_ratio",
+        "latency_ratio", "latency_ratio_openvino",
     ]  # fmt: skip
     assert [gate.name for gate in found if not gate] == ["integer_layers", "integer_coverage_sm89", "latency_ratio"]
     assert [gate.name for gate in gates_of(Measured(synthetic={FLOAT: one}), limits)] == ["float_onnx_kl"]

@@ -26,7 +26,8 @@ from pipeline.record.manifest import (
     to_json,
     write_manifest,
 )
-from pipeline.record.proof import Answered, ExecutedEngine, Fidelity, Verdict
+from pipeline.record.proof import Answered, ExecutedEngine, Fidelity, OnCpu, Verdict
+from pipeline.show.display import result_rows
 
 TODAY = Path(__file__).with_name("manifest.json")
 """Of a build before there were types: the contract that scripts rely on."""
@@ -110,8 +111,42 @@ def test_verdicts_of_earlier_versions_are_read(path: Path) -> None:
     assert verdict is not None
     written = json.loads(json.dumps(to_json(verdict)))
     assert written["gates"] == told["gates"]
-    assert written["runtimes"] == told["runtimes"]
+    assert _without_none(written["runtimes"]) == _without_none(told["runtimes"])
     assert told["synthetic"].items() <= written["synthetic"].items()
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def test_other_ways_on_a_cpu_are_told_wherever_runtimes_are() -> None:
+    """The file for ONNX Runtime alone, and OpenVINO with the type of its floats: read again from the manifest, rows and
+    lines of their own; of OpenVINO's float model too."""
+    manifest = today()
+    runtime, synthetic = manifest.verdict.runtimes.onnxruntime, manifest.verdict.synthetic
+    rows = tuple(dataclasses.replace(row, threads=2) for row in runtime.latency)
+    mine = OnCpu(
+        "m.ort.onnx", "onnxruntime", "1.31", "float32", runtime.quantized, synthetic, None, rows, (), runtime.kernels
+    )
+    other = dataclasses.replace(mine, runtime="openvino", version="2026.4", floats="bfloat16", own_latency=rows)
+    runtimes = dataclasses.replace(
+        manifest.verdict.runtimes,
+        onnxruntime=dataclasses.replace(runtime, latency=rows),
+        onnxruntime_file=mine,
+        openvino=other,
+    )
+    verdict = dataclasses.replace(manifest.verdict, runtimes=runtimes)
+    assert of_json(Verdict, json.loads(json.dumps(to_json(verdict)))) == verdict
+    assert runtimes.kernels[:3] == [runtime.kernels] * 3
+    found = [tuple(row.values()) for row in result_rows(dataclasses.replace(manifest, validation=verdict))]
+    plain, integer = (f"{one.median_ms:.2f} ({one.p95_ms:.2f})" for one in (rows[0].float32, rows[0].quantized))
+    at = found.index(("latency (p95), ms, batch 1, 2 threads", plain, integer))
+    assert found[at + 1 : at + 3] == [
+        ("latency there, ONNX Runtime, m.ort.onnx", "", integer),
+        ("latency there, OpenVINO 2026.4, bfloat16 beside the integers", plain, integer),
+    ]
 
 
 @pytest.mark.parametrize(

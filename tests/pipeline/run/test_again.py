@@ -16,7 +16,20 @@ from pipeline.record.manifest import StageRecord
 from pipeline.run.folder import RunFolder
 from pipeline.show.packages import PACKAGES
 from tests.edge_install import on_an_edge
-from tests.runs import DEPLOYED, ENGINE, FILES, STAGES, TINY, cached, files, gates, initializers, manifest, outputs
+from tests.runs import (
+    DEPLOYED,
+    ENGINE,
+    FILES,
+    OTHER_WAYS,
+    STAGES,
+    TINY,
+    cached,
+    files,
+    gates,
+    initializers,
+    manifest,
+    outputs,
+)
 from tests.shell import run
 from tests.small import thin_teacher
 
@@ -57,7 +70,7 @@ def test_deployed_files_are_the_runs(built: Path, copy: Path, tmp_path: Path) ->
     assert (out / "labels.txt").read_text().splitlines() == [str(digit) for digit in range(10)]
     assert json.loads((out / "preprocess.json").read_text())["labels"] == [str(digit) for digit in range(10)]
     assert run(f"deploy {copy} --to {out} --runtime onnxruntime") == 0
-    assert files(out) == DEPLOYED - {ENGINE, f"{ENGINE}.json", "classify_tensorrt.cpp"} | {"own.txt"}
+    assert files(out) == DEPLOYED - {ENGINE, f"{ENGINE}.json", "classify_tensorrt.cpp"} | {"own.txt", "model.ort.onnx"}
     assert run(f"deploy {copy} --to {out} --runtime tensorrt") == 0
     assert files(out) == DEPLOYED - {"model.onnx", "classify.cpp"} | {"own.txt", "model.tensorrt.onnx"}
 
@@ -323,7 +336,7 @@ def test_a_gate_that_fails_is_exit_code_1(
     assert manifest(copy)["validation"]["passed"] is False
     for junit in (copy / "junit.xml", tmp_path / "gates.xml"):
         assert [name for name, passed in gates(junit).items() if not passed] == [
-            "synthetic_kl", "engine_graph_kl", "onnx_against_torch_kl",
+            "synthetic_kl", *(f"synthetic_kl_{way}" for way in OTHER_WAYS), "engine_graph_kl", "onnx_against_torch_kl",
         ]  # fmt: skip
     assert '<span class="failed">failed</span>' in (copy / "report.html").read_text()
     out, err = capfd.readouterr()
@@ -479,7 +492,8 @@ def test_stages_by_themselves_work_together(
         "images/job.json", "images/shard-00000.safetensors", "images/shard-00001.safetensors",
         "images/progress.safetensors",
         "made/quantized.safetensors",
-        "onnx/model.onnx", "onnx/model.int4.onnx", "onnx/model.fp32.onnx", "onnx/preprocess.json",
+        "onnx/model.onnx", "onnx/model.ort.onnx", "onnx/model.int4.onnx", "onnx/model.fp32.onnx",
+        "onnx/preprocess.json",
         "engines/engine.tensorrt_rtx.sm86.plan", "engines/engine.tensorrt_rtx.sm86.plan.json",
         "engines/model.tensorrt.onnx",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -21,7 +22,20 @@ from inversion.leaves import dead_leaves
 from inversion.teacher import load_teacher
 from tests.deployed import right_of, write_digits
 from tests.pages import flaws_of
-from tests.runs import DEPLOYED, ENGINE, FILES, STAGES, TINY, files, gates, initializers, manifest, outputs
+from tests.runs import (
+    DEPLOYED,
+    ENGINE,
+    FILES,
+    GATES_OF_A_WAY,
+    OTHER_WAYS,
+    STAGES,
+    TINY,
+    files,
+    gates,
+    initializers,
+    manifest,
+    outputs,
+)
 from tests.shell import run
 
 
@@ -80,6 +94,7 @@ def test_verdict_is_whole(built: Path) -> None:
     names |= {"real_agreement", "real_top1_drop", "integer_coverage", "integer_coverage_sm89", "float_onnx_kl"}
     names |= {"real_agreement_engine_graph", "real_top1_drop_engine_graph"}
     names |= {"teacher_top1_above_chance", "teacher_top1_for_its_confidence"}
+    names |= {f"{gate}_{way}" for gate in GATES_OF_A_WAY for way in OTHER_WAYS}
     assert {gate["name"] for gate in verdict["gates"]} == names
     assert verdict["real"]["n"] == 500
     assert verdict["real"]["agreement"] > 0.95  # 99.6 and more at every seed tried
@@ -90,8 +105,29 @@ def test_verdict_is_whole(built: Path) -> None:
     assert verdict["float"]["real"]["top1"] == verdict["real"]["teacher_top1"]
     assert verdict["float"]["synthetic"]["kl"] < 1e-9 < verdict["synthetic"]["kl"]
     assert verdict["warnings"] == []
-    assert verdict["runtimes"].keys() == {"onnxruntime", "tensorrt"}
-    assert verdict["runtimes"]["onnxruntime"]["executed"] is True
+    runtimes = verdict["runtimes"]
+    assert runtimes.keys() == {"onnxruntime", "onnxruntime_file", "openvino", "tensorrt"}
+    assert runtimes["onnxruntime"]["executed"] is True
+    assert (runtimes["openvino"] is not None) == ("openvino" in OTHER_WAYS)
+    cells = [(row["batch"], row["threads"]) for row in runtimes["onnxruntime"]["latency"]]
+    assert cells == [(batch, threads) for threads in (1, 2) if threads <= os.cpu_count() for batch in (1, 8)]
+
+
+def test_the_file_for_onnx_runtime_answers_alike(built: Path) -> None:
+    """For each picture: its figures are those of model.onnx to the last digit, and it has its own latency."""
+    verdict = manifest(built)["validation"]
+    way = verdict["runtimes"]["onnxruntime_file"]
+    assert (way["file"], way["floats"], way["own_latency"]) == ("model.ort.onnx", "float32", [])
+    assert (way["synthetic"], way["real"]) == (verdict["synthetic"], verdict["real"])
+    assert way["model"]["bytes"] == (built / "model.ort.onnx").stat().st_size
+    for mine, portable in zip(way["latency"], verdict["runtimes"]["onnxruntime"]["latency"], strict=True):
+        assert mine["float"] == portable["float"]
+        assert mine["quantized"] != portable["quantized"]
+
+
+def test_junit_holds_the_gates(built: Path) -> None:
+    """Each, and all passed, in the run folder and where it was asked for."""
+    verdict = manifest(built)["validation"]
     assert gates(built / "junit.xml") == {gate["name"]: True for gate in verdict["gates"]}
     assert (built.parent.parent / "gates.xml").read_bytes() == (built / "junit.xml").read_bytes()
 
