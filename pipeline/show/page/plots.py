@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.record.manifest import Manifest
 from pipeline.record.proof import Answered, ExecutedEngine, Fidelity, Times
 from pipeline.show.itinerary import duration
-from pipeline.show.page.findings import where
+from pipeline.show.page.findings import way_of, where
 from pipeline.show.page.svg import Line, Mark, bars, curve, intervals
 from pipeline.show.page.told import Damages, Inverted, Learned
 
@@ -35,14 +35,20 @@ class Plot:
 
 def size_plots(manifest: Manifest) -> list[Plot]:
     """Files, memory, and latency by batch and by engine."""
-    runtime, bits = manifest.verdict.runtimes.onnxruntime, manifest.bits
-    models = ("FP32, model.fp32.onnx", runtime.float32, "plain"), (f"{bits}, model.onnx", runtime.quantized, "small")
+    runtimes, bits = manifest.verdict.runtimes, manifest.bits
+    runtime = runtimes.onnxruntime
+    models = [("FP32, model.fp32.onnx", runtime.float32, "plain"), (f"{bits}, model.onnx", runtime.quantized, "small")]
+    others = [(f"{bits}, {way_of(way)}", way.model, "small") for way in runtimes.others]
     files = [Mark(name, model.bytes / 1e6, _mb(model.bytes), kind) for name, model, kind in models]
-    packed = [output.bytes for output in manifest.outputs if output.path == "model.int4.onnx"]
-    files += [Mark(f"{bits} packed, model.int4.onnx", size / 1e6, _mb(size)) for size in packed]
-    engines = manifest.verdict.runtimes.engines
-    files += [Mark(f"{one.backend} {one.arch} engine", one.bytes / 1e6, _mb(one.bytes), "engine") for one in engines]
-    memory = [Mark(name, model.peak_bytes / 1e6, _mb(model.peak_bytes, 0), kind) for name, model, kind in models]
+    for output in manifest.outputs:
+        if output.path in ("model.ort.onnx", "model.int4.onnx"):
+            files.append(Mark(f"{bits}, {output.path}", output.bytes / 1e6, _mb(output.bytes)))
+    files += [
+        Mark(f"{one.backend} {one.arch} engine", one.bytes / 1e6, _mb(one.bytes), "engine") for one in runtimes.engines
+    ]
+    memory = [
+        Mark(name, model.peak_bytes / 1e6, _mb(model.peak_bytes, 0), kind) for name, model, kind in models + others
+    ]
     return [
         _plot(bars, "size-file", "File size", "What a device has to store.", files, ("file", "size")),
         _plot(bars, "size-memory", "Peak memory", "Of a process that runs the model.", memory, ("model", "memory")),
@@ -51,17 +57,21 @@ def size_plots(manifest: Manifest) -> list[Plot]:
 
 
 def _latency(manifest: Manifest) -> Iterator[Plot]:
-    """All models in turn on a CPU, the float one on ONNX Runtime; and where engines ran, beside the FP16 engine."""
-    runtime, bits = manifest.verdict.runtimes.onnxruntime, manifest.bits
-    says = f"Median on ONNX Runtime {runtime.version} ({where(manifest)}); the thin line ends at the 95th percentile."
-    for number, row in enumerate(runtime.latency):
-        sides = [("FP32", row.float32, "plain"), (bits, row.quantized, "small")]
-        for way in manifest.verdict.runtimes.others:
-            sides.append((f"{bits}, {way.in_words}", way.latency[number].quantized, "small"))
-            if way.own_latency:
-                sides.append((f"FP32, {way.in_words}", way.own_latency[number].float32, "plain"))
+    """All models in turn: on the CPU, and where engines ran, beside the FP16 engine."""
+    runtimes, bits = manifest.verdict.runtimes, manifest.bits
+    says = (
+        f"Median, on ONNX Runtime {runtimes.onnxruntime.version} ({where(manifest)}) where nothing else is said; "
+        "the thin line ends at the 95th percentile."
+    )
+    for number, row in enumerate(runtimes.onnxruntime.latency):
+        sides = [("FP32, model.fp32.onnx", row.float32, "plain"), (f"{bits}, model.onnx", row.quantized, "small")]
+        for way in runtimes.others:
+            if number < len(way.own_latency):
+                sides.append((f"FP32, {way_of(way)}", way.own_latency[number].float32, "plain"))
+            if number < len(way.latency):
+                sides.append((f"{bits}, {way_of(way)}", way.latency[number].quantized, "small"))
         yield _times(f"latency-{number}", f"Latency, {row.where}", says, sides)
-    executed = [each for each in manifest.verdict.runtimes.engines if isinstance(each, ExecutedEngine)]
+    executed = [each for each in runtimes.engines if isinstance(each, ExecutedEngine)]
     for number, engine in enumerate(executed):
         for each in engine.latency:
             both = ("FP16 engine", each.float16, "plain"), (f"{bits} engine", each.quantized, "engine")

@@ -12,7 +12,7 @@ import torch
 from inversion.confidence import target_confidence
 from inversion.images import SparseImages
 from pipeline.record.manifest import Manifest, Output, StageRecord, read_manifest
-from pipeline.record.proof import Disputed, Gate
+from pipeline.record.proof import Disputed, Gate, LatencyRow, OnCpu, Runtimes
 from pipeline.show.page.album import SHOWN, Labels, picture_of, shown_of
 from pipeline.show.page.findings import MEANS, meaning, sentence, tiles
 from pipeline.show.page.glossary import CONCEPTS, WORDS, read_words, words_of
@@ -166,13 +166,45 @@ def test_the_verdict_in_one_sentence(small: int, quick: float, told: str) -> Non
         quantized=dataclasses.replace(runtime.quantized, bytes=small),
     )  # fmt: skip
     found = judged(found, runtimes=dataclasses.replace(found.verdict.runtimes, onnxruntime=runtime))
-    assert sentence(found).startswith(f"Against the float ONNX of the same teacher, the w4a8 model is {told}")
+    assert sentence(found).startswith(
+        f"Against the float ONNX of the same teacher on ONNX Runtime, the w4a8 model is {told}"
+    )
     assert sentence(found).endswith("it gives the teacher's answer to 99.8% of 50000 real pictures.")
     assert [tile.figure for tile in tiles(found)][2:] == ["99.8%", "2 of 2"]
     without = dataclasses.replace(runtime, latency=())
     unmeasured = judged(found, real=None, runtimes=dataclasses.replace(found.verdict.runtimes, onnxruntime=without))
     assert not re.search("fast|slow", sentence(unmeasured))
     assert "100.0% of 406 synthetic pictures" in sentence(unmeasured)
+
+
+def test_other_ways_on_a_cpu_are_told(tmp_path: Path) -> None:
+    """A file for ONNX Runtime alone and OpenVINO: bars at each batch and number of threads, fidelity, kernels, and the
+    quickest way of each runtime in the verdict."""
+    found = manifest()
+    runtimes = found.verdict.runtimes
+    times = runtimes.onnxruntime.latency[0].quantized
+
+    def rows(factor: float) -> tuple[LatencyRow, ...]:
+        quick = dataclasses.replace(times, median_ms=times.median_ms * factor)
+        return tuple(LatencyRow(batch, times, quick, factor, threads) for threads in (1, 2) for batch in (1, 8))
+
+    def way(name: str, file: str, factor: float, own: tuple[LatencyRow, ...]) -> OnCpu:
+        of_it = dataclasses.replace(runtimes.onnxruntime.kernels, runtime=f"{name} of {file}")
+        model = runtimes.onnxruntime.quantized
+        return OnCpu(file, name, "2026.4", "bfloat16", model, found.verdict.synthetic, None, rows(factor), own, of_it)
+
+    here = dataclasses.replace(runtimes.onnxruntime, latency=rows(0.6))
+    ways = way("onnxruntime", "model.ort.onnx", 0.5, ()), way("openvino", "model.onnx", 0.25, rows(0.25))
+    page = page_of(judged(found, runtimes=Runtimes(here, runtimes.tensorrt, *ways)), tmp_path)
+    assert flaws_of(page) == []
+    assert "2.0 times faster on ONNX Runtime and 4.0 times faster on OpenVINO (CPU, batch 1, 2 threads)" in page
+    assert "1.52 ms (model.onnx on OpenVINO), float 6.08 ms on ONNX Runtime, batch 1, 2 threads" in page
+    for title in ("batch 1, 1 thread", "batch 8, 2 threads"):
+        (plot,) = re.findall(rf"<strong>Latency, {title}</strong>.*?</figure>", page, re.DOTALL)
+        assert re.findall(r'class="name"[^>]*>([^<]*)<', plot) == [
+            "FP32, model.fp32.onnx", "w4a8, model.onnx", "w4a8, model.ort.onnx", "FP32, OpenVINO", "w4a8, OpenVINO",
+        ]  # fmt: skip
+    assert "leaves (400), OpenVINO" in page
 
 
 def test_gates_are_explained() -> None:
