@@ -263,8 +263,9 @@ def validate(
     """Judge a run, or an ONNX file beside its float model.
 
     On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
-    --bits chooses the default gates of an ONNX file; where it is left out, w8a8, or with --against what the file itself
-    says. --against needs no torch: dead leaves judge, and the pictures of --val-data.
+    An ONNX file is judged by its --teacher; or by its float file, --against, which needs no torch: dead leaves judge
+    then, and the pictures of --val-data. --bits chooses the default gates of a file; w8a8 where it is left out, or with
+    --against what the file itself says.
     """
     outcome = Outcome(json, junit, summary_md)
     if not target.exists():
