@@ -260,7 +260,7 @@ def validate(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a run again, or an ONNX file against its teacher or its float file.
+    """Judge a run again, or an ONNX file by its teacher or floats.
 
     On other pictures, with other gates, for this once or with --keep for good; the exit code is 1 when a gate fails.
     --bits chooses the default gates of an ONNX file; where it is left out, w8a8, or with --against what the file itself
