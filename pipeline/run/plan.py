@@ -128,7 +128,7 @@ def disk_bytes(job: Job) -> int:
     """Of a whole run folder: float32 beside the integers, each engine with its weights twice, and what is deployed."""
     recipe, weights, spec = job.recipe, _weights(job), job.teacher.spec
     few = recipe.quant_scheme().weight_bits <= 4
-    models = weights * (4 + 1 + 1 + (0.5 if few else 0) + (1 if job.backend else 0))  # float, ONNX, safetensors, ...
+    models = weights * (4 + 3 + (0.5 if few else 0) + (1 if job.backend else 0))  # float, two ONNX, safetensors, ...
     engines = len(recipe.engine.arch) * (2 * weights + ENGINE_BYTES) if job.backend else 0
     pixels = spec.channels * spec.size[0] * spec.size[1]
     images = 2 * recipe.inversion.trajectories * pixels  # float16; PRI's of one trajectory tile one picture

@@ -299,6 +299,8 @@ def test_a_dry_run_tells_what_would_run_and_touches_nothing(
     assert "stage 1:  invert, unchanged, is not run again" in text
     assert "in all:   about 0 seconds" in text
     assert json.loads((tmp_path / "plan.json").read_text())["seconds"] == 0
+    assert run(f"{line} --set bits=W4A8 --json -") == 0  # the same in another spelling
+    assert json.loads(capfd.readouterr().out)["seconds"] == 0
     assert run(f"{line} --from engine --json -") == 0
     plan = json.loads(capfd.readouterr().out)
     assert [stage["name"] for stage in plan["stages"] if stage["unchanged"]] == STAGES[:3]
