@@ -4,7 +4,7 @@
 
 RUN is a finished run of `digits_vit`. Each version gets an environment of its own with numpy, Pillow and that ONNX
 Runtime alone, and classifies the 500 held-out digits with the folder's classify.py: with model.onnx, and with
-model.int4.onnx where the run has one. Half a minute a version.
+model.ort.onnx and model.int4.onnx where the run has them. Half a minute a version.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipeline.deploy.folder import deploy
 from pipeline.pictures.valdata import digits_split
 from pipeline.record.manifest import load_finished
 
+OTHERS = ("model.ort.onnx", "model.int4.onnx")
 OLD_NUMPY = "1.18.1"
 """The last ONNX Runtime that was built for numpy 1."""
 WITH_OPENVINO = """
@@ -54,7 +55,7 @@ def main() -> None:
         folder = Path(name)
         device, pictures, labels = folder / "deploy", folder / "pictures", write_pictures(folder / "pictures")
         deploy(args.run, device, "onnxruntime")
-        models = ["model.onnx", *(["model.int4.onnx"] if (args.run / "model.int4.onnx").is_file() else [])]
+        models = ["model.onnx", *(name for name in OTHERS if (args.run / name).is_file())]
         for model in models:
             (device / model).write_bytes((args.run / model).read_bytes())
         wanted = [("onnxruntime", version) for version in args.versions]
