@@ -23,6 +23,8 @@ from export.edge.runtime import open_runtime, random_feeds
 from inversion.errors import InputError, MachineError, PatchRebirthError
 
 INPUT, MACHINE = "input", "machine"
+SETTLE_S = 0.05
+"""Seconds before a turn of several threads: those of the model before it spin on for 0.03, in its own process."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class _Model:
             feeds = random_feeds(self.runtime, turn.batch)
             self.run: Callable[[], object] = self.fed.enter_context(self.runtime.ready(feeds))
         self.now = turn
+        if turn.threads != 1:
+            time.sleep(SETTLE_S)
         self.run()
         return [_milliseconds(self.run) for _ in range(turn.runs)]
 

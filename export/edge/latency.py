@@ -17,7 +17,7 @@ from export.edge.runtime import random_feeds
 from inversion.errors import InputError
 
 LEAST_RUNS = 5
-TURN_RUNS, TURN_S = 5, 0.3
+TURN_RUNS, TURN_S = 10, 0.3
 """Runs of a turn at most, and the time that they take at most where one run does not take longer."""
 
 
