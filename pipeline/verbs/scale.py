@@ -92,14 +92,14 @@ def plan(
     from inversion.cost import Geometry
     from inversion.inverter import plan as stages_of
     from inversion.teacher import load_teacher
-    from pipeline.reproduce import plan as planning
+    from pipeline.reproduce import fleet
     from pipeline.reproduce.simulation import Trouble
 
     job, trouble = chosen.inversion, Trouble(hours_to_failure)
-    rate = planning.rate_of(chosen.teacher, job, tflops, bench)
+    rate = fleet.rate_of(chosen.teacher, job, tflops, bench)
     loaded = load_teacher(chosen.teacher, random_weights=True)  # sizes are all that is asked of it
-    made = planning.make_plan(Geometry.of(loaded.model), stages_of(loaded, job), job, gpus, rate)
-    outcomes = planning.check_plan(made, trouble, chosen.seed)
+    made = fleet.plan_fleet(Geometry.of(loaded.model), stages_of(loaded, job), job, gpus, rate)
+    outcomes = fleet.check_fleet(made, trouble, chosen.seed)
     if json:
-        json.write_text(dumps(planning.to_json(made, outcomes, trouble), indent=2) + "\n")
-    typer.echo("\n".join(planning.in_words(made, outcomes, trouble)))
+        json.write_text(dumps(fleet.to_json(made, outcomes, trouble), indent=2) + "\n")
+    typer.echo("\n".join(fleet.in_words(made, outcomes, trouble)))

@@ -33,7 +33,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Fleet:
     """An inversion on `gpus` equal GPUs, by formula; bytes are those of shards on disk."""
 
     job: Inversion
@@ -59,7 +59,7 @@ class Plan:
         return -(-self.shards // self.gpus) * self.seconds_per_shard / 3600
 
 
-def make_plan(geometry: Geometry, stages: Sequence[Stage], job: Inversion, gpus: int, rate: Rate) -> Plan:
+def plan_fleet(geometry: Geometry, stages: Sequence[Stage], job: Inversion, gpus: int, rate: Rate) -> Fleet:
     """Raises `InputError` for a batch that follows from the GPU, which is not there."""
     if job.batch == 0:
         raise InputError("a plan needs inversion.batch as a number, not auto: give --batch 128 or the like.")
@@ -71,7 +71,7 @@ def make_plan(geometry: Geometry, stages: Sequence[Stage], job: Inversion, gpus:
     longest = max(stage.leave for stage in stages) if job.method == "pri" else stages[-1].active
     image = longest * (2 * geometry.pixels_per_patch + 2) + 4 + 1 + 4
     total = job.trajectories * job.images_per_trajectory
-    return Plan(
+    return Fleet(
         job, gpus, rate, geometry.patches, images, len(shards), per_iteration,
         flops=per_iteration / trajectories * job.trajectories * job.iterations,
         seconds_per_shard=per_iteration * job.iterations / rate.flops_per_s,
@@ -116,7 +116,7 @@ def _measured(bench: Path, name: str) -> float:
     return rate
 
 
-def check_plan(plan: Plan, trouble: Trouble, seed: int = 0) -> list[Outcome]:
+def check_fleet(plan: Fleet, trouble: Trouble, seed: int = 0) -> list[Outcome]:
     """The same job simulated SEEDS times; raises `InputError` for more shards than that is good for, and for GPUs that
     fail before they have made one: stalled workers alone would make them."""
     if plan.shards > MOST_SIMULATED:
@@ -132,7 +132,7 @@ def check_plan(plan: Plan, trouble: Trouble, seed: int = 0) -> list[Outcome]:
     ]
 
 
-def limits_of(plan: Plan, outcomes: Sequence[Outcome], trouble: Trouble) -> list[str]:
+def limits_of(plan: Fleet, outcomes: Sequence[Outcome], trouble: Trouble) -> list[str]:
     """What fails first, the first at the top: what surely meets a limit before what may."""
     failures = statistics.mean(outcome.failures for outcome in outcomes)
     found = []
@@ -155,7 +155,7 @@ def limits_of(plan: Plan, outcomes: Sequence[Outcome], trouble: Trouble) -> list
     return found
 
 
-def in_words(plan: Plan, outcomes: Sequence[Outcome], trouble: Trouble) -> list[str]:
+def in_words(plan: Fleet, outcomes: Sequence[Outcome], trouble: Trouble) -> list[str]:
     """For people: the plan, what was assumed, what the simulation says, what fails first."""
     job = plan.job
     hours = [outcome.hours for outcome in outcomes]
@@ -177,7 +177,7 @@ def in_words(plan: Plan, outcomes: Sequence[Outcome], trouble: Trouble) -> list[
     ]
 
 
-def to_json(plan: Plan, outcomes: Sequence[Outcome], trouble: Trouble) -> dict[str, Any]:
+def to_json(plan: Fleet, outcomes: Sequence[Outcome], trouble: Trouble) -> dict[str, Any]:
     """All of it, as --json writes it."""
     return {
         **asdict(plan), "gpu_hours": plan.gpu_hours, "hours": plan.hours, "trouble": asdict(trouble),

@@ -19,7 +19,7 @@ from inversion.job import Inversion
 from inversion.schedule import schedule
 from inversion.shards import read_header
 from pipeline.reproduce import paper
-from pipeline.reproduce.plan import Rate, check_plan, in_words, make_plan, rate_of
+from pipeline.reproduce.fleet import Rate, check_fleet, in_words, plan_fleet, rate_of
 from pipeline.reproduce.simulation import Trouble, simulate
 from tests.shell import run
 from tests.small import small_teacher
@@ -33,7 +33,7 @@ JOB = Inversion(images=1000, batch=8, iterations=100, division_factor=4)
 
 def test_a_plan_is_the_formulas() -> None:
     """FLOPs are those of each stage's iterations, hours those FLOPs at the rate; the last round counts as a whole."""
-    plan = make_plan(GEOMETRY, stages_of(TEACHER, JOB), JOB, gpus=3, rate=Rate(1e9, "given"))
+    plan = plan_fleet(GEOMETRY, stages_of(TEACHER, JOB), JOB, gpus=3, rate=Rate(1e9, "given"))
     assert (plan.shards, plan.images_per_shard) == (125, 8)
     shard = sum(25 * iteration_flops(GEOMETRY, active, 2, lean=True).total for active in (16, 12, 8, 4))
     assert plan.seconds_per_shard == pytest.approx(shard / 1e9)
@@ -46,7 +46,7 @@ def test_a_plan_is_the_formulas() -> None:
 def test_bytes_are_those_of_shards(tmp_path: Path, change: dict[str, object]) -> None:
     """What really lies on the disk, but for each file's header."""
     job = replace(JOB, images=12, iterations=6, **change)  # type: ignore[arg-type]
-    plan = make_plan(GEOMETRY, stages_of(TEACHER, job), job, gpus=1, rate=Rate(1e9, "given"))
+    plan = plan_fleet(GEOMETRY, stages_of(TEACHER, job), job, gpus=1, rate=Rate(1e9, "given"))
     paths = invert_into(TEACHER, job, tmp_path)
     pixels = []
     for path in paths:
@@ -105,14 +105,14 @@ def test_failures_cost_what_they_should() -> None:
 def test_too_much_is_refused() -> None:
     """More shards than can be simulated, GPUs that end none, and a batch that only a GPU could tell."""
     stages = stages_of(TEACHER, JOB)
-    plan = make_plan(GEOMETRY, stages, replace(JOB, images=4_000_000), 64, Rate(1e9, "given"))
+    plan = plan_fleet(GEOMETRY, stages, replace(JOB, images=4_000_000), 64, Rate(1e9, "given"))
     with pytest.raises(InputError, match="are too many to simulate: take a larger"):
-        check_plan(plan, NO_TROUBLE)
-    slow = make_plan(GEOMETRY, stages, JOB, 64, Rate(1e6, "given"))
+        check_fleet(plan, NO_TROUBLE)
+    slow = plan_fleet(GEOMETRY, stages, JOB, 64, Rate(1e6, "given"))
     with pytest.raises(InputError, match=r"^GPUs that fail every 0\.001 hours end hardly a shard of \d"):
-        check_plan(slow, Trouble(hours_to_failure=0.001))
+        check_fleet(slow, Trouble(hours_to_failure=0.001))
     with pytest.raises(InputError, match="as a number, not auto"):
-        make_plan(GEOMETRY, stages, replace(JOB, batch=0), 64, Rate(1e9, "given"))
+        plan_fleet(GEOMETRY, stages, replace(JOB, batch=0), 64, Rate(1e9, "given"))
 
 
 def test_the_command_tells_and_writes_the_plan(
@@ -142,7 +142,7 @@ def test_the_plan_on_the_page_is_the_commands() -> None:
     with torch.device("meta"):
         model = timm.create_model("deit_base_patch16_224")
     job = Inversion(images=1_281_167, batch=128, iterations=4000)
-    plan = make_plan(Geometry.of(model), schedule(job, 196), job, 64, rate_of("deit_base", job, None, None))
-    said = in_words(plan, check_plan(plan, Trouble()), Trouble())
+    plan = plan_fleet(Geometry.of(model), schedule(job, 196), job, 64, rate_of("deit_base", job, None, None))
+    said = in_words(plan, check_fleet(plan, Trouble()), Trouble())
     page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
     assert " ".join(" ".join(said).split()) in " ".join(page.split())
