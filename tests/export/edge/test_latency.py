@@ -10,6 +10,7 @@ import pytest
 
 from export.edge.latency import (
     LEAST_RUNS,
+    TURN_RUNS,
     _latency,
     measure_latency,
     peak_bytes,
@@ -57,7 +58,7 @@ def test_latency_of_nothing_is_refused(float_path: Path) -> None:
 def test_a_budget_ends_the_timing_early(float_path: Path) -> None:
     """A slow model is not timed for minutes; the least number of runs is made all the same."""
     found = measure_latency({"float": float_path}, threads=1, runs=1000, budget_s=0)
-    assert found["float"].n == LEAST_RUNS
+    assert LEAST_RUNS <= found["float"].n <= TURN_RUNS
 
 
 def test_random_inputs_have_the_models_types(float_path: Path, tmp_path: Path) -> None:
