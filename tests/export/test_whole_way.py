@@ -135,7 +135,7 @@ def test_module_torch_reference_and_runtime_answer_alike(way: Way, teacher: Teac
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1, "no_embed_class": True}, {"qkv_bias": False}])
 def test_another_basis_costs_no_node_and_no_byte(tmp_path: Path, options: dict[str, Any]) -> None:
     """The graph is that of the weights as they come, node for node; but for LayerScale's products, which are gone."""
-    model = small_vit(**options)
+    model = small_vit(depth=1, **options)
     patches = patchify(grey_images(12), (4, 4))
     views = Views(((patches, torch.arange(patches.shape[1]).expand(len(patches), -1)),))
     counts, sizes, scheme = [], [], QuantScheme.parse("w4a8")

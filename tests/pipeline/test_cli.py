@@ -276,7 +276,7 @@ def test_the_version_is_said_whatever_the_command_is_called() -> None:
     """`pipeline --version`, `python -m pipeline --version`; both names of the command are one."""
     scripts = importlib.metadata.distribution("patch-rebirth").entry_points.select(group="console_scripts")
     assert {script.name: script.value for script in scripts} == dict.fromkeys(
-        ("pipeline", "patch-rebirth"), "pipeline.cli:main"
+        ("pipeline", "patch-rebirth"), "pipeline.__main__:main"
     )
     said = f"patch-rebirth {importlib.metadata.version('patch-rebirth')}\n"
     assert _process(MAIN, "--version").stdout == said
