@@ -11,6 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a second thr
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of inversion come last. They are many and quick: after long ones, one worker would wait for another."""
+    items.sort(key=lambda item: "inversion" in item.path.parts)
+
+
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty of the built-in teacher's digits judge: enough to see that something is judged."""

@@ -172,7 +172,7 @@ def test_other_architectures_keep_the_model(w4a8: str, copy: Path, built: Path) 
     assert script in (copy / "deploy" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("flag", "again"), [("--force", STAGES), ("--from quantize", STAGES[1:])])
+@pytest.mark.parametrize(("flag", "again"), [("--force", STAGES), ("--from export", STAGES[2:])])
 def test_stages_run_again_on_demand(
     w4a8: str, copy: Path, built: Path, monkeypatch: pytest.MonkeyPatch, flag: str, again: list[str]
 ) -> None:
