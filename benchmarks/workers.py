@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     add_json_argument(parser)
     args = parser.parse_args()
+    if args.rounds and args.shards < 4 * args.workers:
+        parser.error(f"{args.shards} shards tell no rate of {args.workers} workers: give {4 * args.workers} or more")
     words = ["invert", "--teacher", args.teacher, "--iterations", str(args.iterations), "--batch", str(args.batch)]
     words += ["--images", str(args.shards * args.batch)]
     words += ["--checkpoint", args.checkpoint] if args.checkpoint else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 
@@ -111,17 +113,9 @@ def inspect(
     if json and json != STDOUT:
         require_place(Path(json), "--json")
 
-    from json import dumps
-
     from export.edge.inspection import inspect_file
 
-    found = inspect_file(file, provider)
-    if json:
-        text = dumps(found.to_dict(), indent=2) + "\n"
-        typer.echo(text, nl=False) if json == STDOUT else Path(json).write_text(text)
-    if json != STDOUT:
-        for line in found.lines():
-            typer.echo(line)
+    _tell(inspect_file(file, provider), json)
 
 
 def doctor(
@@ -137,11 +131,21 @@ def doctor(
     if json and json != STDOUT:
         require_place(Path(json), "--json")
 
-    from json import dumps
-
     from pipeline.show.doctor import examine
 
-    found = examine()
+    _tell(examine(), json)
+
+
+class _Told(Protocol):
+    """What can be told to people and to programs."""
+
+    def to_dict(self) -> Mapping[str, object]: ...
+
+    def lines(self) -> Iterable[str]: ...
+
+
+def _tell(found: _Told, json: str | None) -> None:
+    """In words, and as JSON in the file `json`; or as JSON alone where that is stdout."""
     if json:
         text = dumps(found.to_dict(), indent=2) + "\n"
         typer.echo(text, nl=False) if json == STDOUT else Path(json).write_text(text)
